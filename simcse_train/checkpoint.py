@@ -1,0 +1,264 @@
+"""A training state on disk: written whole or not at all, verified when read.
+
+`checkpoints/step-00000500/` holds the encoder as transformers saves it, the head, the optimiser's moments, `state.json`, and a
+manifest with the size and SHA-256 of every file. It is written into a temporary sibling, flushed to disk and renamed, so a reader
+sees all of it or none. Nothing is pickled: a checkpoint from a stranger can't run code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from simcse_train.config import InputError, TrainConfig, make_config
+from simcse_train.encoder import Encoder, load_encoder, projection_head, save_encoder
+
+MANIFEST = "manifest.json"
+PARTIAL = ".partial"
+
+
+class SaveError(Exception):
+    """A checkpoint or an export could not be written; what was there before is untouched."""
+
+
+@dataclass(frozen=True)
+class State:
+    """What, beside the weights and the optimiser's moments, decides how a run goes on.
+
+    The order of the data, the learning rate and the dropout noise of a step are functions of the settings and the step alone, so
+    there is no generator to save.
+    """
+
+    step: int
+    epoch: int
+    position: int  # batches of the epoch that are done
+    best_step: int | None
+    best_score: float | None
+    corpus: str  # fingerprint of the text
+    sentences: int  # learned from
+    steps: int  # in the whole run
+    settings: dict[str, Any]
+    base_model: str
+    scaler: dict[str, Any] | None  # of the gradients, with fp16
+    versions: dict[str, str]
+
+    def config(self) -> TrainConfig:
+        """Return the settings of the run; raises `InputError` if this version of the program does not know one of them."""
+        return make_config(self.settings, source="The checkpoint's settings")
+
+
+def checkpoint_path(run: Path, step: int) -> Path:
+    """Return the folder of a step's checkpoint."""
+    return run / "checkpoints" / f"step-{step:08d}"
+
+
+def save_checkpoint(run: Path, state: State, encoder: Encoder, optimizer: Optimizer) -> Path:
+    """Write the checkpoint of a step and verify it; raises `SaveError` if that fails, with nothing half-written left."""
+
+    def write(folder: Path) -> None:
+        save_encoder(encoder, folder / "encoder")
+        if encoder.head is not None:
+            save_file(_contiguous(encoder.head.state_dict()), folder / "head.safetensors")
+        save_file(optimizer_tensors(encoder, optimizer), folder / "optimizer.safetensors")
+        (folder / "state.json").write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
+        (folder / MANIFEST).write_text(json.dumps({"files": manifest(folder)}, indent=2) + "\n", encoding="utf-8")
+
+    path = checkpoint_path(run, state.step)
+    if path.exists() and damage(path) is None and load_state(path) == state:
+        return path  # a resumed run came by here before
+    write_whole(path, write)
+    if reason := damage(path):
+        raise SaveError(f"The checkpoint {path} was written but does not read back: {reason}. Check the disk.")
+    return path
+
+
+def write_whole(target: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary sibling of the folder `target`, flush it to disk, and put it in `target`'s place.
+
+    Raises `SaveError` if anything fails; then the sibling is gone and `target` is as it was.
+    """
+    partial = target.with_name(f".{target.name}{PARTIAL}")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        write(partial)
+        for path in [*partial.rglob("*"), partial]:
+            flush(path)
+        if target.exists():
+            shutil.rmtree(target)
+        partial.rename(target)
+        flush(target.parent)
+    except Exception as error:  # tokenizers raises a bare Exception when the disk is full
+        shutil.rmtree(partial, ignore_errors=True)
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise SaveError(f"{target} can't be written: {reason}. What was saved before is intact.") from error
+
+
+def flush(path: Path) -> None:
+    """Make the system write a file or folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def manifest(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return size and SHA-256 of every file in a folder, by its path there."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
+    return {p.relative_to(folder).as_posix(): {"size": p.stat().st_size, "sha256": _sha256(p)} for p in files}
+
+
+def damage(checkpoint: Path) -> str | None:
+    """Return what is wrong with a checkpoint, or None if every byte is as it was written."""
+    try:
+        expected = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
+        found = manifest(checkpoint)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"its manifest can't be read ({type(error).__name__})"
+    if not isinstance(expected, dict) or "state.json" not in expected:
+        return "its manifest is damaged"
+    for name in sorted({*expected, *found}):
+        if name not in found:
+            return f"{name} is missing"
+        if name not in expected:
+            return f"{name} does not belong to it"
+        if expected[name] != found[name]:
+            return f"{name} is damaged"
+    return None
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """Return the checkpoints of a run, oldest first, damaged or not."""
+    return sorted(p for p in (run / "checkpoints").glob("step-*") if p.is_dir())
+
+
+def find_checkpoint(path: Path) -> tuple[Path, list[str]]:
+    """Return the newest intact checkpoint of a run, or the checkpoint given, with a line for each that was skipped.
+
+    Raises `InputError` if there is none.
+    """
+    if not path.exists():
+        raise InputError(f"{path}: there is no such folder. Give the folder of a run, such as runs/NAME, or one of its checkpoints.")
+    if (path / MANIFEST).exists() or path.name.startswith("step-"):
+        if reason := damage(path):
+            raise InputError(f"The checkpoint {path} can't be used: {reason}. Give the run's folder to use an older one.")
+        return path, []
+    candidates = checkpoints(path)
+    skipped: list[str] = []
+    for candidate in reversed(candidates):
+        reason = damage(candidate)
+        if reason is None:
+            return candidate, skipped
+        skipped.append(f"Skipped {candidate}: {reason}.")
+    if skipped:
+        raise InputError(f"{path} has no intact checkpoint. {' '.join(skipped)} Start the run again in another folder.")
+    if (path / "config.yaml").exists():
+        raise InputError(f"{path} was stopped before its first checkpoint. Start it again: simcse-train --config {path}/config.yaml")
+    raise InputError(f"{path} is not a run: it has no checkpoints folder. Give the folder that simcse-train wrote, such as runs/NAME.")
+
+
+def run_of(checkpoint: Path) -> Path:
+    """Return the run folder that a checkpoint stands in."""
+    return checkpoint.parent.parent
+
+
+def load_state(checkpoint: Path) -> State:
+    """Read `state.json`; raises `InputError` if it is of another version of this program."""
+    try:
+        return State(**json.loads((checkpoint / "state.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{checkpoint}/state.json is not of this version of simcse-train ({error}).") from None
+
+
+def load_checkpoint_encoder(checkpoint: Path, config: TrainConfig) -> Encoder:
+    """Return the encoder of a checkpoint with its head, as it was trained."""
+    encoder = load_encoder(checkpoint / "encoder", pooling=config.pooling, dropout=config.dropout)
+    head_file = checkpoint / "head.safetensors"
+    if head_file.exists():
+        encoder.head = projection_head(encoder.hidden_size)
+        encoder.head.load_state_dict(load_file(head_file))
+    return encoder
+
+
+def optimizer_tensors(encoder: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
+    """Return the optimiser's state as tensors named after the parameters."""
+    names: dict[Tensor, str] = {parameter: name for name, parameter in encoder.named_parameters()}
+    return _contiguous(
+        {
+            f"{names[parameter]}/{key}": torch.as_tensor(value)
+            for parameter, values in optimizer.state.items()
+            for key, value in values.items()
+        }
+    )
+
+
+def load_optimizer(checkpoint: Path, encoder: nn.Module, optimizer: Optimizer) -> None:
+    """Put the saved state back into a new optimiser over the encoder's parameters; raises `InputError` if they don't match."""
+    try:
+        saved = load_file(checkpoint / "optimizer.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{checkpoint}/optimizer.safetensors can't be read ({error}).") from None
+    parameters = dict(encoder.named_parameters())
+    for key, value in saved.items():
+        name, field = key.rsplit("/", 1)
+        if name not in parameters:
+            raise InputError(f"{checkpoint}/optimizer.safetensors holds {name!r}, which the encoder lacks.")
+        parameter = parameters[name]
+        optimizer.state[parameter][field] = value if field == "step" else value.to(parameter.device)
+
+
+def prune(run: Path, keep: int, best_step: int | None) -> None:
+    """Remove the oldest checkpoints beyond `keep`, never the newest nor the best."""
+    spared = {checkpoint_path(run, best_step)} if best_step is not None else set()
+    for path in checkpoints(run)[:-keep]:
+        if path not in spared:
+            # Renamed first: a deletion that is cut short must not leave what looks like a damaged checkpoint.
+            doomed = path.with_name(f".{path.name}{PARTIAL}")
+            shutil.rmtree(doomed, ignore_errors=True)
+            path.rename(doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
+
+
+def sweep(run: Path) -> None:
+    """Remove the temporaries of a process that was killed while it wrote."""
+    for folder in (run, run / "checkpoints"):
+        for partial in folder.glob(f".*{PARTIAL}"):
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def only_writer(run: Path) -> Iterator[None]:
+    """Hold the run folder for this process; raises `InputError` if another one trains there.
+
+    The system drops the lock with the process, however it ends, so a lock file that was left behind is not in the way.
+    """
+    with (run / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"Another process is training in {run}. Wait for it, stop it, or choose another folder.") from None
+        yield
+
+
+def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,232 @@
+"""Text in any file -> clean, tokenised, memory-mapped sentences.
+
+A text is read once: every line is decoded, trimmed, hashed and tokenised as it streams by, and lands in an Arrow file in the cache.
+The next run on the same text with the same tokenizer opens that file and reads nothing else. Memory holds eight bytes a line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from simcse_train.config import InputError
+from simcse_train.encoder import MAX_CHARACTERS, Encoder
+from simcse_train.texts import find_files, open_file, read_texts, text_format
+
+# How much is tokenised and written at once: enough to keep every core busy, little enough that long lines don't fill the memory.
+CHUNK_SENTENCES = 4096
+CHUNK_CHARACTERS = 4_000_000
+CACHE_VERSION = 1
+
+SCHEMA = pa.schema({"text": pa.string(), "input_ids": pa.list_(pa.int32())})
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What became of the lines of a text."""
+
+    lines: int
+    empty: int
+    duplicates: int
+    cut: int
+    sentences: int
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Distinct sentences, tokenised, on disk."""
+
+    dataset: Dataset
+    rows: NDArray[np.int64]  # (sentences,): where in the data set each distinct sentence stands
+    counts: Counts
+    fingerprint: str  # of the text alone: the same for a moved or renamed file
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def tokens(self, sentences: NDArray[np.int64]) -> list[list[int]]:
+        """Return the token ids of the sentences with these numbers."""
+        return self.dataset[self.rows[sentences].tolist()]["input_ids"]  # type: ignore[no-any-return]
+
+    def texts(self, sentences: NDArray[np.int64]) -> list[str]:
+        """Return the sentences with these numbers."""
+        return self.dataset[self.rows[sentences].tolist()]["text"]  # type: ignore[no-any-return]
+
+
+def open_corpus(data: Sequence[str], text_column: str | None, encoder: Encoder, max_length: int) -> Corpus:
+    """Return the sentences of the files, folders and globs in `data`, each cut at `max_length` tokens.
+
+    Tokenised text is kept in the cache and used again. Raises `InputError` if a file can't be read, holds no text, or if fewer than
+    two sentences remain.
+    """
+    files = find_files(data)
+    hashes = [_file_hash(path) for path in files]
+    fingerprint = _digest([CACHE_VERSION, [[digest, text_format(path)] for digest, path in zip(hashes, files, strict=True)], text_column])
+    key = _digest([fingerprint, _tokenizer_fingerprint(encoder), max_length])
+    folder = cache_folder() / key[:32]
+    if not folder.is_dir():
+        _build(files, text_column, encoder, max_length, folder)
+    try:
+        counts = Counts(**json.loads((folder / "counts.json").read_text()))
+        dataset = Dataset.from_file(str(folder / "sentences.arrow"))
+        rows = np.load(folder / "rows.npy", mmap_mode="r")
+    except (OSError, ValueError, TypeError, pa.ArrowException) as error:
+        raise InputError(f"The tokenised text in {folder} can't be read ({error}). Delete that folder and run again.") from None
+    if counts.sentences < 2:
+        found = {0: "no sentence", 1: "a single sentence"}[counts.sentences]
+        raise InputError(
+            f"--data {' '.join(data)} holds {found} ({counts.lines} lines, {counts.empty} empty, {counts.duplicates} duplicates); "
+            "at least two different ones are needed, one a line."
+        )
+    return Corpus(dataset, rows, counts, fingerprint)
+
+
+def cache_folder() -> Path:
+    """Return where tokenised text is kept: `simcse-train` in the user's cache folder (XDG_CACHE_HOME)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "simcse-train"
+
+
+def keep_standard_input(folder: Path) -> Path:
+    """Copy standard input into a file of the run folder, so that the run can be resumed; return the file."""
+    path = folder / "stdin.txt"
+    with path.open("wb") as stream:
+        shutil.copyfileobj(sys.stdin.buffer, stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+    return path
+
+
+def _build(files: list[Path], text_column: str | None, encoder: Encoder, max_length: int, folder: Path) -> None:
+    """Write the cache folder of a corpus: all of it or none."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(folder.parent)
+        partial = Path(tempfile.mkdtemp(suffix=".partial", prefix=f"{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        raise InputError(
+            f"The cache folder {folder.parent} can't be written ({error.strerror}). Free it, or set XDG_CACHE_HOME to another folder."
+        ) from None
+    try:
+        hashes, lines, empty, cut = _write_sentences(files, text_column, encoder, max_length, partial / "sentences.arrow")
+        # Of equal sentences the first stays. 64-bit hashes: among 5 million lines the chance of one clash is below 1e-6.
+        rows = np.sort(np.unique(hashes, return_index=True)[1])
+        np.save(partial / "rows.npy", rows.astype(np.int64))
+        counts = Counts(lines, empty, len(hashes) - len(rows), int(cut[rows].sum()), len(rows))
+        (partial / "counts.json").write_text(json.dumps(asdict(counts)))
+        for file in partial.iterdir():
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+        if not folder.is_dir():
+            partial.rename(folder)
+    except OSError as error:
+        if folder.is_dir():  # another run on the same text was faster
+            return
+        raise InputError(
+            f"The tokenised text can't be kept in {folder.parent} ({error.strerror}). Free space, or set XDG_CACHE_HOME to another folder."
+        ) from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _sweep(parent: Path) -> None:
+    """Remove what builds that were killed more than a day ago left behind."""
+    for partial in parent.glob("*.partial"):
+        if time.time() - partial.stat().st_mtime > 86_400:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_sentences(
+    files: list[Path], text_column: str | None, encoder: Encoder, max_length: int, target: Path
+) -> tuple[NDArray[np.uint64], int, int, NDArray[np.bool_]]:
+    """Tokenise all files into one Arrow file; return a hash and a cut mark per sentence, and the counts of lines and empty ones."""
+    hashes: list[NDArray[np.uint64]] = []
+    cuts: list[NDArray[np.bool_]] = []
+    lines = empty = done = 0
+    special = encoder.tokenizer.num_special_tokens_to_add()
+    total = sum(path.stat().st_size for path in files)
+    with (
+        pa.ipc.new_stream(str(target), SCHEMA) as writer,
+        tqdm(total=total, desc="tokenise", unit="B", unit_scale=True, leave=False) as bar,
+    ):
+        for path in files:
+            with open_file(path) as raw:
+                for chunk in _chunks(read_texts(raw, path, text_column)):
+                    lines += len(chunk)
+                    texts = [text for line in chunk if (text := line.strip())]
+                    if not texts:
+                        empty += len(chunk)
+                        continue
+                    # One token more than is kept shows which sentences are cut.
+                    longer = encoder.tokenize(texts, max_length + 1)
+                    cut = [len(row) > max_length for row in longer]
+                    kept = iter(encoder.tokenize([t for t, c in zip(texts, cut, strict=True) if c], max_length) if any(cut) else [])
+                    ids = [next(kept) if c else row for row, c in zip(longer, cut, strict=True)]
+                    # A text of control characters alone has no token: it is as empty as a blank line.
+                    full = [i for i, row in enumerate(ids) if len(row) > special]
+                    empty += len(chunk) - len(full)
+                    hashes.append(np.array([_hash(texts[i]) for i in full], dtype=np.uint64))
+                    cuts.append(np.array([cut[i] for i in full], dtype=bool))
+                    columns = [[texts[i][:MAX_CHARACTERS] for i in full], [ids[i] for i in full]]
+                    writer.write_batch(pa.record_batch([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], schema=SCHEMA))
+                    bar.update(done + raw.tell() - bar.n)
+                done += path.stat().st_size
+    nothing = np.zeros(0)
+    return (
+        np.concatenate([nothing.astype(np.uint64), *hashes]),
+        lines,
+        empty,
+        np.concatenate([nothing.astype(bool), *cuts]),
+    )
+
+
+def _chunks(texts: Iterator[str]) -> Iterator[list[str]]:
+    chunk: list[str] = []
+    characters = 0
+    for text in texts:
+        chunk.append(text)
+        characters += len(text)
+        if len(chunk) == CHUNK_SENTENCES or characters > CHUNK_CHARACTERS:
+            yield chunk
+            chunk, characters = [], 0
+    if chunk:
+        yield chunk
+
+
+def _file_hash(path: Path) -> str:
+    with open_file(path) as stream:
+        try:
+            return hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
+        except OSError as error:
+            raise InputError(f"--data {path} can't be read: {error.strerror}. Check the file and its permissions.") from None
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest(), "little")
+
+
+def _digest(content: object) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _tokenizer_fingerprint(encoder: Encoder) -> str:
+    tokenizer = encoder.tokenizer
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return _digest([type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())])
+    settings = json.loads(backend.to_str())
+    # Whatever call came last leaves its truncation and padding there.
+    return _digest([settings[part] for part in sorted(settings) if part not in ("truncation", "padding")])

@@ -1,0 +1,411 @@
+"""A Hugging Face encoder, its pooling, and the head used in training only.
+
+Sentences travel packed (see `packing`), so no padding token is multiplied. An encoder that does not use transformers' attention
+interface, or does not give the same states packed as padded, is fed padded batches instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub import HfApi
+from huggingface_hub.errors import RepositoryNotFoundError
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+from torch.nn.utils.rnn import pad_sequence
+from tqdm.auto import tqdm
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+from transformers.utils.hub import cached_file
+
+from simcse_train.config import STARTER, InputError
+from simcse_train.packing import pack, packing
+from simcse_train.texts import open_file, read_texts
+
+STARTER_FOLDER = Path(__file__).parent / "starter"
+
+# Longer texts are cut here before they are tokenised; no sentence of `max_length` tokens needs as many characters, and a line of
+# 100 MB must not keep the tokenizer busy for minutes.
+MAX_CHARACTERS = 20_000
+
+# A configuration beyond these is a mistake or an attack: it would take all memory before the first weight is read.
+MAX_PARAMETERS = 20_000_000_000
+MAX_LAYERS = 1_000
+
+logger = logging.getLogger(__name__)
+transformers_logging.set_verbosity_error()
+transformers_logging.disable_progress_bar()
+
+
+class Encoder(nn.Module):
+    """A sentence encoder: model, tokenizer, pooling, and in training possibly a head on top."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        pooling: str,
+        max_length: int,
+        head: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer
+        self.pooling = pooling
+        self.max_length = max_length
+        self.head = head
+        self.packed = _packs_exactly(self)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights."""
+        return self.model.device
+
+    @property
+    def hidden_size(self) -> int:
+        """The length of an embedding."""
+        return int(self.model.config.hidden_size)
+
+    @property
+    def max_positions(self) -> int:
+        """The most tokens that a sentence can have."""
+        return _max_positions(self.model)
+
+    def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """Return the embeddings (rows, hidden) that the loss sees: with the head, where there is one."""
+        embeddings = self.embed(tokens, lengths)
+        return embeddings if self.head is None else self.head(embeddings)
+
+    def embed(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """Return the pooled embeddings (rows, hidden) in float32 of packed tokens (total,) with lengths (rows,).
+
+        The head is left out: this is what is evaluated and exported (`cls_before_pooler` of the paper's code).
+        """
+        states = self.states(tokens, lengths).float()  # (total, hidden)
+        if self.pooling == "cls":
+            return states[lengths.cumsum(0) - lengths]
+        return torch.segment_reduce(states, "mean", lengths=lengths, unsafe=True)
+
+    def states(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """Return the last layer's states (total, hidden) of packed tokens (total,)."""
+        if not self.packed:
+            return self.padded_states(tokens, lengths)
+        starts = lengths.cumsum(0) - lengths
+        places = torch.arange(len(tokens), device=tokens.device) - starts.repeat_interleave(lengths)
+        output = self.model(
+            input_ids=tokens[None],
+            position_ids=(places + _first_position(self.model))[None],
+            packing=packing(lengths),
+        )
+        states: Tensor = output.last_hidden_state[0]
+        return states
+
+    def padded_states(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """Return what `states` returns, computed on a padded batch."""
+        rows = tokens.split(lengths.tolist())
+        padding = self.tokenizer.pad_token_id or 0
+        input_ids = pad_sequence(list(rows), batch_first=True, padding_value=padding)  # (rows, longest)
+        mask = torch.arange(input_ids.shape[1], device=tokens.device) < lengths[:, None]
+        output = self.model(input_ids=input_ids, attention_mask=mask.long())
+        states: Tensor = output.last_hidden_state[mask]
+        return states
+
+    def tokenize(self, sentences: Sequence[str], max_length: int) -> list[list[int]]:
+        """Return the token ids of each sentence, special tokens included, cut at `max_length`.
+
+        Special tokens written in a sentence, such as `[SEP]`, are text.
+        """
+        return self.tokenizer(  # type: ignore[no-any-return]
+            [sentence[:MAX_CHARACTERS] for sentence in sentences],
+            truncation=True,
+            max_length=max_length,
+            split_special_tokens=True,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )["input_ids"]
+
+    @torch.inference_mode()
+    def encode(
+        self, sentences: Sequence[str], *, batch_size: int = 64, normalized: bool = True, show_progress: bool = False
+    ) -> NDArray[np.float32]:
+        """Return one float32 row per sentence (sentences, hidden), without dropout and without the head."""
+        training = self.training
+        self.eval()
+        out = np.zeros((len(sentences), self.hidden_size), dtype=np.float32)
+        # Neighbours of like length waste least where batches have to be padded.
+        order = sorted(range(len(sentences)), key=lambda i: -len(sentences[i]))
+        for start in tqdm(range(0, len(order), batch_size), desc="encode", unit="batch", disable=not show_progress):
+            chosen = order[start : start + batch_size]
+            tokens, lengths = pack(self.tokenize([sentences[i] for i in chosen], self.max_length), self.device)
+            embeddings = self.embed(tokens, lengths)
+            out[chosen] = (normalize(embeddings) if normalized else embeddings).cpu().numpy()
+        self.train(training)
+        return out
+
+
+def projection_head(hidden_size: int, initializer_range: float = 0.02) -> nn.Module:
+    """Return the head of the paper: a linear layer and tanh on `[CLS]` (section 6.3), new, as BERT initialises its own."""
+    linear = nn.Linear(hidden_size, hidden_size)
+    nn.init.normal_(linear.weight, std=initializer_range)
+    nn.init.zeros_(linear.bias)
+    return nn.Sequential(linear, nn.Tanh())
+
+
+def load_encoder(name_or_path: str | Path, *, pooling: str = "auto", dropout: float | None = None) -> Encoder:
+    """Load a sentence encoder: `starter`, a folder (of a model, a checkpoint or a finished run) or a Hugging Face name.
+
+    `pooling` auto follows the model's own sentence-transformers files, else takes cls. `dropout` replaces the model's own. The
+    encoder comes in evaluation mode, in float32, on the CPU. Raises `InputError` if it can't be had or can't be used.
+    """
+    source = _find_source(str(name_or_path))
+    local_only = _must_stay_offline(source)
+    try:
+        # No code of the model's own is run, and no pickled weights are read.
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False, local_files_only=local_only)
+        _check_sizes(config, source)
+        if dropout is not None:
+            for name in dropout_settings(config):
+                setattr(config, name, dropout)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, local_files_only=local_only)
+        model, report = AutoModel.from_pretrained(
+            source,
+            config=config,
+            trust_remote_code=False,
+            local_files_only=local_only,
+            use_safetensors=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, ImportError) as error:
+        raise InputError(_loading_failed(name_or_path, source, local_only, error)) from None
+    missing = sorted(key for key in report["missing_keys"] if "pooler" not in key)
+    if missing:
+        raise InputError(
+            f"--model {name_or_path} lacks weights of a {config.model_type} encoder, {missing[0]!r} the first of "
+            f"{len(missing)}. The files are those of another kind of model, or damaged: fetch or export it again."
+        )
+    if len(missing) < len(report["missing_keys"]):
+        model.pooler = None  # nobody trained it, and an export must not carry random weights
+    max_length = min(_max_positions(model), int(getattr(tokenizer, "model_max_length", 512)))
+    own = _read_json(source, "sentence_bert_config.json", local_only).get("max_seq_length")
+    resolved = _pooling_of(source, local_only) if pooling == "auto" else pooling
+    return Encoder(model.eval(), tokenizer, resolved, min(max_length, int(own)) if own else max_length)
+
+
+def encode_file(encoder: Encoder, source: str, target: Path, *, normalized: bool = True) -> tuple[int, int]:
+    """Write one float32 row per line of a text file, or of standard input for `-`, as a .npy file; return its shape.
+
+    An empty line gives a row too, so that rows and lines stay in step. The file is written whole or not at all.
+    """
+    if target.suffix != ".npy":
+        raise InputError(f"OUTPUT {target} must end in .npy.")
+    path = Path("standard input" if source == "-" else source)
+    with sys.stdin.buffer if source == "-" else open_file(path) as raw:
+        sentences = list(read_texts(raw, path, None))
+    if not sentences:
+        raise InputError(f"{path} is empty: there is nothing to encode.")
+    rows = encoder.encode(sentences, normalized=normalized, show_progress=True)
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        with partial.open("wb") as stream:
+            np.save(stream, rows)
+        partial.replace(target)
+    except OSError as error:
+        raise InputError(f"{target} can't be written: {error.strerror}. Choose another place.") from None
+    return rows.shape[0], rows.shape[1]
+
+
+def save_encoder(encoder: Encoder, folder: Path) -> None:
+    """Write the encoder, without the head, as a folder that transformers and sentence-transformers load."""
+    encoder.model.save_pretrained(folder)
+    encoder.tokenizer.save_pretrained(folder)
+    modules = [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+    ]
+    pooling = {
+        "word_embedding_dimension": encoder.hidden_size,
+        "pooling_mode_cls_token": encoder.pooling == "cls",
+        "pooling_mode_mean_tokens": encoder.pooling == "mean",
+    }
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    for name, content in {
+        "modules.json": modules,
+        "1_Pooling/config.json": pooling,
+        "sentence_bert_config.json": {"max_seq_length": encoder.max_length, "do_lower_case": False},
+    }.items():
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def dropout_settings(config: PretrainedConfig) -> dict[str, float]:
+    """Return the dropout probabilities that act inside the encoder, under the names that its family uses."""
+    heads = ("classif", "pooler", "summary", "qa_", "head")
+    return {
+        name: float(value)
+        for name, value in config.to_dict().items()
+        if "dropout" in name and isinstance(value, int | float) and not any(word in name for word in heads)
+    }
+
+
+@contextlib.contextmanager
+def seeded(*seed: int) -> Iterator[None]:
+    """Draw random numbers from the given seed inside the block, and leave the outer random state as it was."""
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> np.uint64(1)))
+        yield
+
+
+@torch.inference_mode()
+def is_deterministic(encoder: Encoder) -> bool:
+    """Say whether two passes in training mode give one and the same embedding: then dropout makes no positive pairs."""
+    training = encoder.training
+    encoder.train()
+    tokens, lengths = pack(encoder.tokenize(["Two views of one sentence differ by dropout alone."], 16), encoder.device)
+    with seeded(0):
+        first = encoder.embed(tokens, lengths)
+        second = encoder.embed(tokens, lengths)
+    encoder.train(training)
+    return torch.equal(first, second)
+
+
+@torch.inference_mode()
+def _packs_exactly(encoder: Encoder) -> bool:
+    """Switch the model to packed attention if it then gives the same states as on a padded batch; else leave it padded."""
+    model = encoder.model.eval()
+    before = model.config._attn_implementation
+    sentences = ["One.", "A somewhat longer sentence stands beside it.", "Three of them."]
+    tokens, lengths = pack(encoder.tokenize(sentences, 12), encoder.device)
+    padded = encoder.padded_states(tokens, lengths)
+    encoder.packed = True
+    try:
+        model.set_attn_implementation("packed")
+        exact = torch.allclose(encoder.states(tokens, lengths), padded, atol=1e-4, rtol=1e-4)
+    except (ValueError, TypeError, RuntimeError, AttributeError):
+        exact = False
+    if not exact:
+        model.set_attn_implementation(before)
+    return exact
+
+
+def _first_position(model: PreTrainedModel) -> int:
+    """Return the position of a sentence's first token: RoBERTa and its kin count from after the padding index."""
+    padding = getattr(getattr(model, "embeddings", None), "padding_idx", None)
+    return 0 if padding is None else int(padding) + 1
+
+
+def _max_positions(model: PreTrainedModel) -> int:
+    positions = getattr(model.config, "max_position_embeddings", None) or 512
+    return int(positions) - _first_position(model)
+
+
+def _find_source(name_or_path: str) -> str:
+    """Return the folder behind a name, or the name itself where it is one of Hugging Face's."""
+    if name_or_path == STARTER:
+        return str(STARTER_FOLDER)
+    path = Path(name_or_path).expanduser()
+    for folder in (path, path / "encoder"):
+        if (folder / "config.json").is_file():
+            return str(folder)
+    if path.exists():
+        raise InputError(
+            f"--model {name_or_path} holds no encoder: there is no config.json in it. Give the folder that save_pretrained "
+            "or simcse-train wrote."
+        )
+    if len(path.parts) > 2 or path.is_absolute() or name_or_path.startswith((".", "~")):
+        raise InputError(f"--model {name_or_path}: there is no such folder. Check the path, or use --model {STARTER}.")
+    return name_or_path
+
+
+def _must_stay_offline(source: str) -> bool:
+    """Say whether only local files can be used. One short question spares the user a minute of retries."""
+    if Path(source).is_dir():
+        return True
+    try:
+        HfApi().model_info(source, timeout=5)
+    except RepositoryNotFoundError:
+        return False
+    except Exception:  # whatever keeps the hub from answering: no network, a proxy, offline mode
+        return True
+    return False
+
+
+def _loading_failed(name: str | Path, source: str, local_only: bool, error: Exception) -> str:
+    if Path(source).is_dir():
+        reason = " ".join(str(error).split())[:300]
+        return f"--model {name} can't be loaded as an encoder ({reason}). Weights must be safetensors files."
+    if local_only:
+        return (
+            f"--model {name} is neither a folder here nor in the local Hugging Face cache, and the hub can't be reached. "
+            f"Give the path of a downloaded model, go online, or use the bundled encoder: --model {STARTER}."
+        )
+    reason = " ".join(str(error).split())[:300]
+    return f"--model {name} can't be had from the Hugging Face hub ({reason}). Check the name, or use --model {STARTER}."
+
+
+def _check_sizes(config: PretrainedConfig, source: str) -> None:
+    """Refuse what is no encoder, and a configuration whose claimed size no machine holds, before any memory is taken."""
+    if config.is_encoder_decoder or getattr(config, "is_decoder", False):
+        raise InputError(f"--model {source} is a {config.model_type} with a decoder; SimCSE trains encoders such as BERT.")
+    number = {name: value for name, value in config.to_dict().items() if isinstance(value, int)}
+    hidden = int(getattr(config, "hidden_size", 0) or 0)
+    layers = int(getattr(config, "num_hidden_layers", 0) or 0)
+    inner = max(number.get("intermediate_size", 0), number.get("hidden_dim", 0), hidden)
+    tables = number.get("vocab_size", 0) + number.get("max_position_embeddings", 0) + number.get("type_vocab_size", 0)
+    parameters = hidden * (tables + layers * (4 * hidden + 2 * inner))
+    if layers > MAX_LAYERS or parameters > MAX_PARAMETERS or min(hidden, layers, parameters) <= 0:
+        raise InputError(
+            f"--model {source}: its config.json claims {layers} layers of {hidden} and about {parameters:,} weights, which is "
+            "no usable encoder. The file is damaged, or not what it says."
+        )
+
+
+def _read_json(source: str, name: str, local_only: bool) -> dict[str, Any]:
+    """Return a JSON file of the model as a dictionary (a list under its indices), empty where there is none."""
+    path = cached_file(
+        source,
+        name,
+        local_files_only=local_only,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    if path is None:
+        return {}
+    content = json.loads(Path(path).read_text(encoding="utf-8"))
+    return {str(i): item for i, item in enumerate(content)} if isinstance(content, list) else content
+
+
+def _pooling_of(source: str, local_only: bool) -> str:
+    """Return the pooling that the model's sentence-transformers files name; cls, the paper's choice, where it has none."""
+    modules = [m["type"].rsplit(".", 1)[-1] for m in _read_json(source, "modules.json", local_only).values()]
+    settings = _read_json(source, "1_Pooling/config.json", local_only)
+    if not settings:
+        return "cls"
+    known = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"}
+    modes = {known.get(key, key) for key, value in settings.items() if key.startswith("pooling_mode_") and value is True}
+    modes |= {settings["pooling_mode"]} if "pooling_mode" in settings else set()
+    if "Dense" in modules or len(modes) != 1 or not modes <= {"cls", "mean"}:
+        raise InputError(
+            f"--model {source} pools with {' and '.join(sorted(modes)) or 'nothing'}"
+            f"{' and a dense layer' if 'Dense' in modules else ''}; only cls and mean can be trained here. "
+            "Choose one with --pooling."
+        )
+    return modes.pop()

@@ -1,0 +1,520 @@
+"""The loop: batches in, loss, step, log, evaluate, save.
+
+Read top to bottom this is unsupervised SimCSE (Gao, Yao & Chen 2021, section 3): each sentence goes through the encoder twice, dropout
+makes the two embeddings differ, and the loss pulls them together and pushes the other sentences of the batch away.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from numpy.typing import NDArray
+from torch import nn
+from tqdm.auto import tqdm
+
+from simcse_train import __version__
+from simcse_train.batches import epoch_batches, steps_per_epoch, two_views
+from simcse_train.checkpoint import (
+    SaveError,
+    State,
+    checkpoint_path,
+    checkpoints,
+    find_checkpoint,
+    flush,
+    load_checkpoint_encoder,
+    load_optimizer,
+    load_state,
+    only_writer,
+    prune,
+    run_of,
+    save_checkpoint,
+    sweep,
+)
+from simcse_train.config import STARTER, InputError, TrainConfig, config_yaml, make_config, option
+from simcse_train.corpus import Corpus, keep_standard_input, open_corpus
+from simcse_train.encoder import Encoder, is_deterministic, load_encoder, projection_head, seeded
+from simcse_train.evaluation import Pair, alignment_and_uniformity, read_pairs, similarity_score
+from simcse_train.export import choose_checkpoint, read_metrics, write_export
+from simcse_train.loss import OBJECTIVES
+from simcse_train.stopping import StopRequests
+
+HELD_OUT = 512
+# What may change when a run goes on: everything else decides which run it is.
+CHANGEABLE = ("data", "epochs", "max_steps", "save_every", "save_minutes", "keep", "log_every")
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingError(Exception):
+    """The run failed while running; what was saved before is intact."""
+
+
+class Stopped(Exception):
+    """A signal stopped the run; its state is saved."""
+
+    def __init__(self, signal_number: int, run: Path) -> None:
+        super().__init__(f"Stopped. To go on: simcse-train --resume {run}")
+        self.signal_number = signal_number
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its folder, its encoder, and what was measured before and after training."""
+
+    folder: Path
+    encoder: Encoder
+    before: Mapping[str, float]
+    after: Mapping[str, float]
+
+
+def train(config: TrainConfig) -> Run:
+    """Train an encoder as the settings say and return the finished run.
+
+    Raises `InputError` if a setting or a file can't be used, `TrainingError` or `SaveError` if the run fails on its way, and `Stopped`
+    after a signal.
+    """
+    run = _new_run_folder(config)
+    with only_writer(run):
+        try:
+            encoder = load_encoder(config.model, pooling=config.pooling, dropout=config.dropout)
+            if config.model == STARTER:
+                logger.info("Encoder: the bundled starter, a small English BERT. --model takes any other, such as bert-base-uncased.")
+            config = _resolve(config, encoder, run)
+            if config.projection == "on":
+                with seeded(config.seed):
+                    encoder.head = projection_head(encoder.hidden_size, encoder.model.config.initializer_range)
+            corpus = open_corpus(config.data, config.text_column, encoder, config.max_length)
+            pairs = read_pairs(Path(config.eval)) if config.eval else None
+            _check_space(encoder, config, run)
+            (run / "config.yaml").write_text(config_yaml(config), encoding="utf-8")
+        except BaseException:
+            _remove_unused(run)
+            raise
+        return _Training(run, config, encoder, corpus, pairs).run()
+
+
+def resume(path: Path, changes: Mapping[str, Any]) -> Run:
+    """Go on where a run stopped: from its newest intact checkpoint, or from the checkpoint given.
+
+    `changes` may raise the number of epochs or steps, name the text's new place, or alter how often the run saves and logs. Raises
+    as `train` does, and `InputError` if the text or another setting is not that of the run.
+    """
+    checkpoint, skipped = find_checkpoint(path)
+    run = run_of(checkpoint)
+    with only_writer(run):
+        sweep(run)
+        for line in skipped:
+            logger.warning(line)
+        state = load_state(checkpoint)
+        config = _changed(state.config(), changes)
+        encoder = load_checkpoint_encoder(checkpoint, config)
+        corpus = open_corpus(config.data, config.text_column, encoder, config.max_length)
+        if corpus.fingerprint != state.corpus:
+            raise InputError(
+                f"--data {' '.join(config.data)} is not the text that {run} was trained on: its content has changed. "
+                "Put the old text back, or start a new run from the encoder with --model."
+            )
+        pairs = read_pairs(Path(config.eval)) if config.eval else None
+        training = _Training(run, config, encoder, corpus, pairs)
+        training.restore(checkpoint, state)
+        return training.run()
+
+
+def learning_rate_at(step: int, total: int, config: TrainConfig) -> float:
+    """Return the rate of a step (from 0): linear to the peak over the warm-up, then linear to 0 at `total`."""
+    warmup = math.ceil(config.warmup_ratio * total)
+    if step < warmup:
+        return config.learning_rate * (step + 1) / warmup
+    return config.learning_rate * (total - step) / max(1, total - warmup)
+
+
+def parameter_groups(encoder: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Return the trained parameters in two groups: matrices decay, biases and layer norms do not (as in BERT)."""
+    trained = [(name, p) for name, p in encoder.named_parameters() if p.requires_grad]
+    return [
+        {"params": [p for _, p in trained if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for _, p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+class _Training:
+    """The state of a run in memory, and the loop over it."""
+
+    def __init__(
+        self,
+        run: Path,
+        config: TrainConfig,
+        encoder: Encoder,
+        corpus: Corpus,
+        pairs: list[Pair] | None,
+    ) -> None:
+        self.folder, self.config, self.corpus, self.pairs = run, config, corpus, pairs
+        # accelerate keeps one precision for the whole process; a second run in it may want another.
+        AcceleratorState._reset_state(reset_partial_state=True)
+        mixed = "no" if config.precision == "fp32" else config.precision
+        self.accelerator = Accelerator(cpu=config.device == "cpu", mixed_precision=mixed)
+        self.encoder = encoder.to(self.accelerator.device)
+        for name, parameter in encoder.named_parameters():
+            if "pooler" in name:  # the family's own, which no embedding passes through
+                parameter.requires_grad_(False)
+        self.adamw = torch.optim.AdamW(parameter_groups(encoder, config.weight_decay), lr=config.learning_rate, fused=True)
+        self.optimizer = self.accelerator.prepare(self.adamw)
+
+        held_out = min(HELD_OUT, len(corpus) // 10)
+        numbers = np.arange(len(corpus))
+        # Evenly spaced and the same for every seed, so that the figures of two seeds compare.
+        chosen = np.linspace(0, len(corpus) - 1, held_out, dtype=np.int64) if held_out >= 2 else numbers[:HELD_OUT]
+        self.held_out = corpus.tokens(chosen)
+        self.sentences = np.setdiff1d(numbers, chosen) if held_out >= 2 else numbers
+        self.per_epoch = steps_per_epoch(len(self.sentences), config.batch_size)
+        self.total = config.max_steps or config.epochs * self.per_epoch
+        self.step = 0
+        self.best: tuple[int, float] | None = None
+        self.started_from = 0
+        self.announce(held_out)
+
+    def announce(self, held_out: int) -> None:
+        """Say what is about to happen."""
+        counts, config = self.corpus.counts, self.config
+        logger.info(
+            f"Text: {counts.lines:,} lines, {counts.empty:,} empty and {counts.duplicates:,} duplicates dropped, {counts.cut:,} cut at "
+            f"{config.max_length} tokens; {counts.sentences:,} sentences remain, "
+            + (f"{held_out} of them held out." if held_out >= 2 else "too few to hold any out.")
+        )
+        logger.info(
+            f"Training: {self.total:,} steps of {config.batch_size} sentences, {config.objective}, {self.encoder.pooling} pooling, "
+            f"{'with' if self.encoder.head else 'without'} head, {config.precision} on {self.accelerator.device}, "
+            f"{'packed' if self.encoder.packed else 'padded'} batches. Folder: {self.folder}"
+        )
+        if not self.encoder.packed:
+            logger.info("This encoder's attention can't be packed; padding is computed too, which is slower but gives the same result.")
+
+    def restore(self, checkpoint: Path, state: State) -> None:
+        """Take up the state of a checkpoint."""
+        load_optimizer(checkpoint, self.encoder, self.adamw)
+        if state.scaler is not None and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state.scaler)
+        if state.step > self.total:
+            raise InputError(f"{checkpoint} is at step {state.step}, beyond the {self.total} asked for. --max-steps can only be raised.")
+        self.step = self.started_from = state.step
+        if state.best_step is not None and state.best_score is not None:
+            self.best = (state.best_step, state.best_score)
+        kept = [line for line in read_metrics(self.folder) if line["step"] <= self.step]
+        _write_text(self.folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+        _write_text(self.folder / "config.yaml", config_yaml(self.config))
+        logger.info(f"Going on from {checkpoint}, step {self.step} of {self.total}.")
+
+    def batches(self) -> Iterator[NDArray[np.int64]]:
+        """Yield the sentence numbers of each batch from the present step on."""
+        while True:
+            epoch, position = divmod(self.step, self.per_epoch)
+            for rows in epoch_batches(len(self.sentences), self.config.batch_size, seed=self.config.seed, epoch=epoch, start=position):
+                yield self.sentences[rows]
+
+    def run(self) -> Run:
+        """Train to the end and export."""
+        with StopRequests() as stop:
+            if self.step == 0:
+                self.evaluate()
+            self.train_steps(stop)
+            return self.finish()
+
+    def train_steps(self, stop: StopRequests) -> None:
+        """Train from the present step to the last, or to the boundary of the step in which a signal comes."""
+        config, encoder = self.config, self.encoder
+        loss_function = OBJECTIVES[config.objective]
+        encoder.train()
+        losses: list[float] = []
+        sentences, seconds, saved_at = 0, 0.0, time.monotonic()
+        bar = tqdm(total=self.total, initial=self.step, desc="train", unit="step", disable=None)
+        batches = self.batches()
+        while self.step < self.total:
+            if stop.signal_number:
+                self.save()
+                bar.close()
+                raise Stopped(stop.signal_number, self.folder)
+            began = time.perf_counter()
+            rows = next(batches)
+            batch = two_views(self.corpus.tokens(rows), self.accelerator.device)  # [a, a, b, b, ...]
+            for group in self.adamw.param_groups:
+                group["lr"] = learning_rate_at(self.step, self.total, config)
+            # The noise of a step is a function of (seed, step): nothing that happens between two steps can change it.
+            with seeded(config.seed, self.step), self.accelerator.autocast():
+                embeddings = encoder(batch.tokens, batch.lengths)  # (2N, hidden)
+            loss = loss_function(embeddings, config.temperature, batch.texts)
+            self.accelerator.backward(loss)
+            norm = self.accelerator.clip_grad_norm_(encoder.parameters(), config.max_grad_norm)
+            # With fp16 the scaler itself skips a step whose gradients overflow.
+            if not torch.isfinite(loss) or (config.precision != "fp16" and not torch.isfinite(torch.as_tensor(norm))):
+                raise self.not_finite(loss.item(), rows)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            self.step += 1
+            losses.append(loss.item())
+            sentences += len(rows)
+            seconds += time.perf_counter() - began
+            bar.update()
+
+            record: dict[str, Any] = {}
+            if self.step % config.log_every == 0 or self.step == self.total:
+                record = {
+                    "epoch": round(self.step / self.per_epoch, 4),
+                    "loss": sum(losses) / len(losses),
+                    "learning_rate": self.adamw.param_groups[0]["lr"],
+                    "sentences_per_second": round(sentences / seconds, 1),
+                }
+                bar.set_postfix_str(f"loss {record['loss']:.4f}, {record['sentences_per_second']:.0f} sentences/s")
+                losses, sentences, seconds = [], 0, 0.0
+            improved = False
+            if self.step % config.eval_every == 0 or self.step == self.total:
+                improved = self.evaluate(record)
+            elif record:
+                self.log(record)
+            by_clock = config.save_minutes is not None and time.monotonic() - saved_at >= 60 * config.save_minutes
+            if self.step % config.save_every == 0 or self.step == self.total or improved or by_clock:
+                self.save()
+                saved_at = time.monotonic()
+        bar.close()
+
+    def not_finite(self, loss: float, rows: NDArray[np.int64]) -> TrainingError:
+        """Return the error for a loss or gradient that is not a number, with the sentences that gave it."""
+        shown = "; ".join(repr(text[:80]) for text in self.corpus.texts(rows)[:8])
+        saved = checkpoints(self.folder)
+        last = f"The last checkpoint is {saved[-1]}." if saved else "No checkpoint was saved before."
+        return TrainingError(
+            f"Step {self.step + 1}: the loss is {loss} or its gradient is not finite. The batch begins with {shown}. {last} Try a lower "
+            "--learning-rate, a higher --temperature, or --precision fp32."
+        )
+
+    def evaluate(self, record: dict[str, Any] | None = None) -> bool:
+        """Measure, log and report; return whether the labelled score is the best so far."""
+        record = dict(record or {})
+        aligned, uniform = alignment_and_uniformity(self.encoder, self.held_out)
+        record |= {"alignment": aligned, "uniformity": uniform}
+        improved = False
+        if self.pairs is not None:
+            score = similarity_score(self.encoder, self.pairs)
+            record["score"] = score
+            if self.step > 0 and score is not None and (self.best is None or score > self.best[1]):
+                self.best, improved = (self.step, score), True
+        self.log(record)
+        loss = f"loss {record['loss']:.4f}  " if "loss" in record else ""
+        logger.info(f"step {self.step:>6}  {loss}{_measures(record)}" + ("  best so far" if improved else ""))
+        return improved
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Append a line to metrics.jsonl."""
+        try:
+            with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps({"step": self.step, **record}) + "\n")
+        except OSError as error:
+            raise SaveError(f"{self.folder}/metrics.jsonl can't be written: {error.strerror}. The checkpoints are intact.") from None
+
+    def state(self) -> State:
+        """Return what a checkpoint of this moment has to hold."""
+        epoch, position = divmod(self.step, self.per_epoch)
+        scaler = self.accelerator.scaler
+        return State(
+            step=self.step,
+            epoch=epoch,
+            position=position,
+            best_step=self.best[0] if self.best else None,
+            best_score=self.best[1] if self.best else None,
+            corpus=self.corpus.fingerprint,
+            sentences=len(self.sentences),
+            steps=self.total,
+            settings=self.config.model_dump(),
+            base_model=Path(self.config.model).name,
+            scaler=scaler.state_dict() if scaler is not None and scaler.is_enabled() else None,
+            versions={
+                "simcse-train": __version__,
+                "torch": str(torch.__version__),
+                "transformers": str(transformers.__version__),
+                "python": sys.version.split()[0],
+            },
+        )
+
+    def save(self) -> None:
+        """Save a checkpoint, and only then remove those that are no longer kept."""
+        save_checkpoint(self.folder, self.state(), self.encoder, self.adamw)
+        prune(self.folder, self.config.keep, self.best[0] if self.best else None)
+
+    def finish(self) -> Run:
+        """Export the encoder, the best where there is one, and report before and after."""
+        newest = checkpoint_path(self.folder, self.step)
+        chosen = choose_checkpoint(self.folder, newest, None)
+        state = load_state(chosen)
+        encoder = load_checkpoint_encoder(chosen, self.config)
+        target = self.folder / "encoder"
+        write_export(encoder, state, self.folder, target)
+        encoder.head = None
+        measured = {line["step"]: line for line in read_metrics(self.folder) if "uniformity" in line}
+        before, after = (_only_measures(measured.get(step, {})) for step in (0, state.step))
+        if before:
+            logger.info(f"before training  {_measures(before)}")
+        logger.info(f"after training   {_measures(after)}")
+        logger.info(_verdict(before, after, self.pairs is not None))
+        logger.info(f"Encoder: {target} (step {state.step}), ready for SentenceTransformer or AutoModel.")
+        return Run(self.folder, encoder, before, after)
+
+
+def _only_measures(record: Mapping[str, Any]) -> dict[str, float]:
+    return {key: record[key] for key in ("score", "alignment", "uniformity") if record.get(key) is not None}
+
+
+def _measures(record: Mapping[str, Any]) -> str:
+    parts = [f"score {record['score']:.2f}"] if record.get("score") is not None else []
+    parts += [f"{key} {record[key]:.4f}" for key in ("alignment", "uniformity") if key in record]
+    return "  ".join(parts)
+
+
+def _verdict(before: Mapping[str, float], after: Mapping[str, float], labelled: bool) -> str:
+    """Say which of the two is happening to the user: knowledge spread out, or noise (DESIGN: the start matters)."""
+    if not before or not after:
+        return "What the encoder was before training was not measured in this run."
+    spread = after["uniformity"] - before["uniformity"]
+    spread_words = f"Uniformity {'fell' if spread < 0 else 'rose'} by {abs(spread):.3f}"
+    if not labelled or "score" not in before or "score" not in after:
+        return f"{spread_words}. Only labelled pairs (--eval) can tell whether the encoder got better."
+    gain = after["score"] - before["score"]
+    if gain > 0:
+        return f"{spread_words} and the score rose by {gain:.2f}: training spread out what the encoder knows."
+    return (
+        f"{spread_words}, but the score did not rise ({gain:+.2f}): training spread out noise. Start from a stronger --model, or try a "
+        "lower --learning-rate or fewer steps."
+    )
+
+
+def _new_run_folder(config: TrainConfig) -> Path:
+    """Make the run's folder; raises `InputError` if it holds something already or can't be made."""
+    default = Path("runs") / f"{Path(config.model).name}-{datetime.now():%Y%m%d-%H%M%S}"
+    run = Path(config.output).expanduser() if config.output else default
+    try:
+        if run.exists() and (not run.is_dir() or any(p.name != ".lock" for p in run.iterdir())):
+            what = "already holds a run" if (run / "config.yaml").exists() else "is not an empty folder"
+            raise InputError(f"--output {run} {what}. Choose another folder, or go on with that run: simcse-train --resume {run}.")
+        run.mkdir(parents=True, exist_ok=True)
+        (run / ".lock").touch()
+    except OSError as error:
+        raise InputError(f"--output {run} can't be written: {error.strerror}. Choose a folder that you may write to.") from None
+    return run
+
+
+def _remove_unused(run: Path) -> None:
+    """Take back the folder of a run that never began."""
+    for name in (".lock", "stdin.txt", "config.yaml"):
+        (run / name).unlink(missing_ok=True)
+    if not any(run.iterdir()):
+        run.rmdir()
+
+
+def _resolve(config: TrainConfig, encoder: Encoder, run: Path) -> TrainConfig:
+    """Replace every auto by what it means here, and every path by one that holds from any folder.
+
+    Raises `InputError` where a setting does not fit the encoder or the machine.
+    """
+    if config.max_length > encoder.max_positions:
+        raise InputError(
+            f"--max-length {config.max_length} is beyond the {encoder.max_positions} positions of {config.model}. Use at most "
+            f"{encoder.max_positions}."
+        )
+    if is_deterministic(encoder):
+        raise InputError(
+            f"--model {config.model} has no dropout in its configuration. The two views of a sentence would be equal: no noise, no "
+            "positive pairs, nothing to learn. Set it with --dropout 0.1."
+        )
+    device = _device(config.device)
+    data = [str(keep_standard_input(run).resolve()) if entry == "-" else _absolute(entry) for entry in config.data]
+    is_folder = config.model != STARTER and Path(config.model).expanduser().exists()
+    return config.model_copy(
+        update={
+            "data": data,
+            "output": str(run),
+            "model": _absolute(config.model) if is_folder else config.model,
+            "eval": _absolute(config.eval) if config.eval else None,
+            "pooling": encoder.pooling,
+            "projection": {"auto": "on" if encoder.pooling == "cls" else "off"}.get(config.projection, config.projection),
+            "device": device,
+            "precision": _precision(config.precision, device),
+        }
+    )
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
+
+
+def _device(wanted: str) -> str:
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if wanted == "auto":
+        return next(name for name in ("cuda", "mps", "cpu") if available[name])
+    if not available[wanted]:
+        raise InputError(f"--device {wanted} is not there: torch finds {', '.join(n for n, there in available.items() if there)}.")
+    return wanted
+
+
+def _precision(wanted: str, device: str) -> str:
+    """Return the fastest arithmetic that the device has in hardware; emulated bfloat16 is a hundred times slower than float32."""
+    if wanted == "fp16" and device != "cuda":
+        raise InputError(f"--precision fp16 needs a CUDA card, not {device}. Use bf16 or fp32.")
+    if wanted != "auto":
+        return wanted
+    if device == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if device == "cpu":
+        has = torch.cpu.get_capabilities()
+        return "bf16" if has.get("avx512_bf16") or has.get("amx_bf16") or has.get("bf16") else "fp32"
+    return "fp32"
+
+
+def _changed(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
+    """Return the settings of a run with those changed that may be; raises `InputError` for the others."""
+    old = config.model_dump()
+    for name, value in changes.items():
+        if name not in CHANGEABLE and value != old[name]:
+            raise InputError(
+                f"{option(name)} {value} differs from the run's own {old[name]}, and would make it another run. Leave it out to go on, or "
+                "start a new run without --resume."
+            )
+    for name in ("epochs", "max_steps"):
+        if changes.get(name) is not None and old[name] is not None and changes[name] < old[name]:
+            raise InputError(f"{option(name)} can only be raised when a run goes on; it was {old[name]}.")
+    allowed = {name: value for name, value in changes.items() if name in CHANGEABLE}
+    if "data" in allowed:
+        allowed["data"] = [_absolute(entry) for entry in allowed["data"]]
+    return make_config({**old, **allowed})
+
+
+def _check_space(encoder: Encoder, config: TrainConfig, run: Path) -> None:
+    """Refuse a run whose checkpoints the disk can't hold: weights and two moments each, one more while saving, and the best."""
+    weights = sum(p.numel() * p.element_size() for p in encoder.parameters())
+    needed = weights * 3 * (config.keep + 1 + bool(config.eval)) + weights
+    free = shutil.disk_usage(run).free
+    if free < needed:
+        raise InputError(
+            f"--output {run}: the disk has {free / 2**20:,.0f} MiB free, and {config.keep} checkpoints and the encoder need "
+            f"{needed / 2**20:,.0f} MiB. Free some, lower --keep, or choose another folder."
+        )
+
+
+def _write_text(path: Path, text: str) -> None:
+    """Replace a file as a whole."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    flush(partial)
+    partial.replace(path)
