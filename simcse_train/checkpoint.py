@@ -190,7 +190,7 @@ def load_checkpoint_encoder(checkpoint: Path, config: TrainConfig) -> Encoder:
     encoder = load_encoder(checkpoint / "encoder", pooling=config.pooling, dropout=config.dropout)
     head_file = checkpoint / "head.safetensors"
     if head_file.exists():
-        encoder.head = projection_head(encoder.hidden_size)
+        encoder.head = projection_head(encoder.hidden_size, seed=config.seed)
         encoder.head.load_state_dict(load_file(head_file))
     return encoder
 

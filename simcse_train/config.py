@@ -114,4 +114,4 @@ def config_yaml(config: TrainConfig) -> str:
     """Return the settings as YAML, `output` left out so that repeating a run makes a folder of its own."""
     settings = config.model_dump(exclude={"output"})
     head = "# Every setting of this run. To repeat it: simcse-train --config THIS_FILE\n"
-    return head + yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+    return head + yaml.safe_dump(settings, sort_keys=False)  # escaped: YAML folds U+0085 and its like

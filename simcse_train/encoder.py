@@ -71,6 +71,7 @@ class Encoder(nn.Module):
         self.pooling = pooling
         self.max_length = max_length
         self.head = head
+        self.eval()
         self.packed = _packs_exactly(self)
 
     @property
@@ -118,7 +119,7 @@ class Encoder(nn.Module):
         return states
 
     def padded_states(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """Return what `states` returns, computed on a padded batch."""
+        """Return what `states` returns, computed on a padded batch with the model's own attention."""
         rows = tokens.split(lengths.tolist())
         padding = self.tokenizer.pad_token_id or 0
         input_ids = pad_sequence(list(rows), batch_first=True, padding_value=padding)  # (rows, longest)
@@ -161,11 +162,12 @@ class Encoder(nn.Module):
         return out
 
 
-def projection_head(hidden_size: int, initializer_range: float = 0.02) -> nn.Module:
+def projection_head(hidden_size: int, *, seed: int, initializer_range: float = 0.02) -> nn.Module:
     """Return the head of the paper: a linear layer and tanh on `[CLS]` (section 6.3), new, as BERT initialises its own."""
-    linear = nn.Linear(hidden_size, hidden_size)
-    nn.init.normal_(linear.weight, std=initializer_range)
-    nn.init.zeros_(linear.bias)
+    with seeded(seed):
+        linear = nn.Linear(hidden_size, hidden_size)
+        nn.init.normal_(linear.weight, std=initializer_range)
+        nn.init.zeros_(linear.bias)
     return nn.Sequential(linear, nn.Tanh())
 
 
@@ -185,15 +187,16 @@ def load_encoder(name_or_path: str | Path, *, pooling: str = "auto", dropout: fl
             for name in dropout_settings(config):
                 setattr(config, name, dropout)
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, local_files_only=local_only)
-        model, report = AutoModel.from_pretrained(
-            source,
-            config=config,
-            trust_remote_code=False,
-            local_files_only=local_only,
-            use_safetensors=True,
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
+        with seeded(0):  # transformers draws weights before it reads them
+            model, report = AutoModel.from_pretrained(
+                source,
+                config=config,
+                trust_remote_code=False,
+                local_files_only=local_only,
+                use_safetensors=True,
+                dtype=torch.float32,
+                output_loading_info=True,
+            )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, ImportError) as error:
         raise InputError(_loading_failed(name_or_path, source, local_only, error)) from None
     missing = sorted(key for key in report["missing_keys"] if "pooler" not in key)
@@ -207,7 +210,7 @@ def load_encoder(name_or_path: str | Path, *, pooling: str = "auto", dropout: fl
     max_length = min(_max_positions(model), int(getattr(tokenizer, "model_max_length", 512)))
     own = _read_json(source, "sentence_bert_config.json", local_only).get("max_seq_length")
     resolved = _pooling_of(source, local_only) if pooling == "auto" else pooling
-    return Encoder(model.eval(), tokenizer, resolved, min(max_length, int(own)) if own else max_length)
+    return Encoder(model, tokenizer, resolved, min(max_length, int(own)) if own else max_length)
 
 
 def encode_file(encoder: Encoder, source: str, target: Path, *, normalized: bool = True) -> tuple[int, int]:
@@ -290,7 +293,7 @@ def is_deterministic(encoder: Encoder) -> bool:
 @torch.inference_mode()
 def _packs_exactly(encoder: Encoder) -> bool:
     """Switch the model to packed attention if it then gives the same states as on a padded batch; else leave it padded."""
-    model = encoder.model.eval()
+    model = encoder.model
     before = model.config._attn_implementation
     sentences = ["One.", "A somewhat longer sentence stands beside it.", "Three of them."]
     tokens, lengths = pack(encoder.tokenize(sentences, 12), encoder.device)

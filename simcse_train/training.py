@@ -96,8 +96,8 @@ def train(config: TrainConfig) -> Run:
                 logger.info("Encoder: the bundled starter, a small English BERT. --model takes any other, such as bert-base-uncased.")
             config = _resolve(config, encoder, run)
             if config.projection == "on":
-                with seeded(config.seed):
-                    encoder.head = projection_head(encoder.hidden_size, encoder.model.config.initializer_range)
+                spread = encoder.model.config.initializer_range
+                encoder.head = projection_head(encoder.hidden_size, seed=config.seed, initializer_range=spread)
             corpus = open_corpus(config.data, config.text_column, encoder, config.max_length)
             pairs = read_pairs(Path(config.eval)) if config.eval else None
             _check_space(encoder, config, run)

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from simcse_train import checkpoint as room
+from simcse_train.checkpoint import SaveError, checkpoints, damage, find_checkpoint, only_writer, prune, sweep, write_whole
+from simcse_train.config import InputError, make_config
+from simcse_train.training import resume, train
+
+DAMAGES = int(os.environ.get("SIMCSE_TRAIN_DAMAGES", "25"))
+
+
+@pytest.fixture(scope="module")
+def run(text: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    config = {"data": str(text), "model": str(tiny), "output": str(folder), "batch_size": 8, "max_length": 16}
+    train(make_config({**config, "max_steps": 6, "save_every": 2, "keep": 3}))
+    return folder
+
+
+def test_a_checkpoint_holds_no_pickle_and_is_verified_by_its_manifest(run: Path) -> None:
+    newest = checkpoints(run)[-1]
+    names = {p.relative_to(newest).as_posix() for p in newest.rglob("*") if p.is_file()}
+    assert {"manifest.json", "state.json", "optimizer.safetensors", "head.safetensors", "encoder/model.safetensors"} <= names
+    assert {Path(name).suffix for name in names} == {".json", ".safetensors"}
+    assert set(json.loads((newest / "manifest.json").read_text())["files"]) == names - {"manifest.json"}
+
+
+def flip(path: Path, place: int, bit: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place % len(content)] ^= 1 << bit
+    path.write_bytes(content)
+
+
+def truncate(path: Path, place: int, bit: int) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: place % len(content)])
+
+
+def remove(path: Path, place: int, bit: int) -> None:
+    path.unlink()
+
+
+@settings(max_examples=DAMAGES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 10**6), harm=st.sampled_from([flip, truncate, remove]))
+def test_any_damage_is_noticed_and_an_older_checkpoint_taken(
+    run: Path, tmp_path: Path, seed: int, harm: Callable[[Path, int, int], None]
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(run, copy)
+    rng = random.Random(seed)
+    newest = checkpoints(copy)[-1]
+    victim = rng.choice(sorted(p for p in newest.rglob("*") if p.is_file()))
+    before = victim.read_bytes()
+    harm(victim, rng.randrange(10**9), rng.randrange(8))
+    found, skipped = find_checkpoint(copy)
+    if victim.name == "manifest.json" and found == newest:
+        # The one harmless place: white space of the manifest. What it says is unchanged.
+        assert json.loads(victim.read_bytes()) == json.loads(before)
+        return
+    assert found == checkpoints(copy)[-2]
+    assert str(newest) in skipped[0]
+    with pytest.raises(InputError, match="can't be used"):
+        find_checkpoint(newest)
+
+
+def test_with_no_intact_checkpoint_the_run_is_refused(run: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "copy"))
+    for path in checkpoints(copy):
+        flip(path / "encoder" / "model.safetensors", 1000, 3)
+    with pytest.raises(InputError, match="no intact checkpoint"):
+        resume(copy, {"max_steps": 8})
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p: None, "no such folder"),
+        (lambda p: p.mkdir(), "not a run"),
+        (lambda p: (p.mkdir(), (p / "config.yaml").touch()), "stopped before its first checkpoint"),
+    ],
+)
+def test_what_is_no_run_is_named(tmp_path: Path, make: Callable[[Path], object], message: str) -> None:
+    make(tmp_path / "x")
+    with pytest.raises(InputError, match=message):
+        find_checkpoint(tmp_path / "x")
+
+
+def test_a_save_that_fails_leaves_the_old_folder_and_no_temporary(tmp_path: Path) -> None:
+    target = tmp_path / "folder"
+    write_whole(target, lambda folder: (folder / "x").write_text("old") and None)
+
+    def fail(folder: Path) -> None:
+        (folder / "x").write_text("new")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(SaveError, match="No space left.*intact"):
+        write_whole(target, fail)
+    assert (target / "x").read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+
+
+def test_pruning_spares_the_newest_and_the_best(tmp_path: Path) -> None:
+    for step in range(1, 7):
+        (tmp_path / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)
+    prune(tmp_path, 2, best_step=3)
+    assert [p.name for p in checkpoints(tmp_path)] == ["step-00000003", "step-00000005", "step-00000006"]
+
+
+def test_leftovers_of_a_killed_process_are_swept(run: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "copy"))
+    (copy / "checkpoints" / ".step-00000008.partial" / "encoder").mkdir(parents=True)
+    sweep(copy)
+    assert not list(copy.rglob(".*.partial"))
+
+
+def test_a_run_has_one_writer_and_a_dead_one_is_not_in_the_way(tmp_path: Path) -> None:
+    code = f"import time\nfrom pathlib import Path\nfrom simcse_train.checkpoint import only_writer\n\
+with only_writer(Path({str(tmp_path)!r})):\n    print('held', flush=True)\n    time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(InputError, match="Another process"), only_writer(tmp_path):
+            pass
+        other.kill()
+    with only_writer(tmp_path):
+        pass
+
+
+def test_the_optimiser_comes_back_as_it_was(run: Path) -> None:
+    state = room.load_state(checkpoints(run)[-1])
+    config = state.config()
+    encoder = room.load_checkpoint_encoder(checkpoints(run)[-1], config)
+    optimizer = torch.optim.AdamW(encoder.parameters(), fused=True)
+    room.load_optimizer(checkpoints(run)[-1], encoder, optimizer)
+    saved = room.load_file(checkpoints(run)[-1] / "optimizer.safetensors")
+    again = room.optimizer_tensors(encoder, optimizer)
+    assert saved.keys() == again.keys()
+    assert all(torch.equal(saved[key], again[key]) for key in saved)
+    assert any(key.startswith("head.") for key in saved)

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.conftest import CONFIGS
+
+from simcse_train.config import InputError, TrainConfig, config_yaml, make_config, read_settings
+
+
+def test_defaults_are_those_of_the_paper_for_unsupervised_bert() -> None:
+    config = make_config({"data": "x.txt"})
+    assert (config.batch_size, config.learning_rate, config.epochs, config.max_length) == (64, 3e-5, 1, 32)
+    assert (config.temperature, config.warmup_ratio, config.weight_decay, config.max_grad_norm) == (0.05, 0, 0, 1)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.name)
+def test_every_config_of_the_repository_is_valid(path: Path) -> None:
+    config = make_config({"data": "x.txt"} | read_settings(path))
+    if path.stem != "quickstart":
+        assert config.model == path.stem
+        assert (config.temperature, config.pooling, config.epochs) == (0.05, "cls", 1)
+        assert config.max_length == (64 if "chinese" in path.stem else 32)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "--data is missing"),
+        ({"data": []}, "--data"),
+        ({"temperature": 0}, "--temperature 0: .*greater than 0"),
+        ({"temperature": float("nan")}, "--temperature nan"),
+        ({"batch_size": 1}, "--batch-size 1: .*greater than or equal to 2"),
+        ({"learning_rate": -1}, "--learning-rate -1"),
+        ({"pooling": "max"}, "--pooling max: .*'auto', 'cls' or 'mean'"),
+        ({"dropout": 1.0}, "--dropout 1.0: .*less than 1"),
+        ({"epochs": "many"}, "--epochs many: .*integer"),
+    ],
+)
+def test_a_setting_out_of_range_is_named_with_what_is_allowed(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make_config({"data": "x.txt"} | settings if settings else {})
+
+
+@pytest.mark.parametrize(("key", "near"), [("temprature", "temperature"), ("batch-size", "batch_size"), ("lr", None)])
+def test_an_unknown_key_suggests_the_nearest(tmp_path: Path, key: str, near: str | None) -> None:
+    (tmp_path / "c.yaml").write_text(f"{key}: 1\n")
+    with pytest.raises(InputError, match=f"c.yaml.*no setting '{key}'. " + (f"Did you mean '{near}'" if near else "The settings are data")):
+        read_settings(tmp_path / "c.yaml")
+
+
+@pytest.mark.parametrize("content", ["- a\n- b\n", "a: [1\n", "", "just text"])
+def test_a_file_that_holds_no_settings_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "c.yaml").write_text(content)
+    with pytest.raises(InputError, match=r"--config .*c\.yaml"):
+        read_settings(tmp_path / "c.yaml")
+    with pytest.raises(InputError, match="No such file"):
+        read_settings(tmp_path / "nowhere.yaml")
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.builds(
+        TrainConfig,
+        data=st.lists(st.text(min_size=1, max_size=20), min_size=1, max_size=3),
+        text_column=st.none() | st.text(max_size=20),
+        learning_rate=st.floats(1e-12, 1),
+        temperature=st.floats(1e-3, 10),
+        max_steps=st.none() | st.integers(1, 10**9),
+        seed=st.integers(0, 2**32 - 1),
+        output=st.none(),
+    )
+)
+def test_yaml_keeps_every_setting(config: TrainConfig) -> None:
+    assert make_config(yaml.safe_load(config_yaml(config))) == config

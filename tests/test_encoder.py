@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tests.conftest import make_bert
+from tests.families import FAMILIES, make_family
+from torch import Tensor
+
+from simcse_train.config import InputError
+from simcse_train.encoder import Encoder, dropout_settings, is_deterministic, load_encoder, projection_head, save_encoder
+from simcse_train.packing import pack
+
+SENTENCES = ["a man plays the guitar.", "cat", "the big red dog runs in the park on the blue hill!", "a woman sings"]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_family(request.param, tmp_path_factory.mktemp(request.param))
+
+
+def gradients(encoder: Encoder, states: Tensor) -> dict[str, Tensor]:
+    encoder.zero_grad()
+    weights = torch.linspace(-1, 1, states.numel()).reshape(states.shape)
+    (states * weights).sum().backward()  # type: ignore[no-untyped-call]
+    return {name: p.grad.clone() for name, p in encoder.named_parameters() if p.grad is not None}
+
+
+def test_packed_states_and_gradients_are_those_of_the_padded_batch(family: Path) -> None:
+    encoder = load_encoder(family)
+    if family.name.startswith("mpnet"):
+        assert not encoder.packed  # its attention is its own: the padded path is taken
+        return
+    assert encoder.packed
+    tokens, lengths = pack(encoder.tokenize(SENTENCES, 32))
+    packed = encoder.states(tokens, lengths)
+    packed_gradients = gradients(encoder, packed)
+    encoder.model.set_attn_implementation("eager")
+    padded = encoder.padded_states(tokens, lengths)
+    assert torch.allclose(packed, padded, atol=1e-5)
+    padded_gradients = gradients(encoder, padded)
+    assert packed_gradients.keys() == padded_gradients.keys()
+    for name, gradient in packed_gradients.items():
+        assert torch.allclose(gradient, padded_gradients[name], atol=1e-4, rtol=1e-4), name
+
+
+def test_a_sentence_is_encoded_the_same_alone_and_among_others(family: Path) -> None:
+    encoder = load_encoder(family)
+    together = encoder.encode(SENTENCES)
+    for i, sentence in enumerate(SENTENCES):
+        assert np.allclose(encoder.encode([sentence])[0], together[i], atol=1e-5)
+
+
+def test_dropout_is_set_under_the_familys_own_names(family: Path) -> None:
+    assert is_deterministic(load_encoder(family, dropout=0.0))
+    encoder = load_encoder(family, dropout=0.25)
+    assert set(dropout_settings(encoder.model.config).values()) == {0.25}
+    probabilities = {m.p for m in encoder.model.modules() if isinstance(m, torch.nn.Dropout)}
+    assert probabilities == {0.25}
+    assert not is_deterministic(encoder)
+
+
+def test_pooling_takes_cls_or_the_mean_of_all_tokens(tiny: Path) -> None:
+    cls, mean = load_encoder(tiny, pooling="cls"), load_encoder(tiny, pooling="mean")
+    tokens, lengths = pack(cls.tokenize(SENTENCES, 32))
+    cls.model.set_attn_implementation("eager")
+    states = cls.padded_states(tokens, lengths).split(lengths.tolist())
+    cls.model.set_attn_implementation("packed")
+    assert torch.allclose(cls.embed(tokens, lengths), torch.stack([s[0] for s in states]), atol=1e-5)
+    assert torch.allclose(mean.embed(tokens, lengths), torch.stack([s.mean(0) for s in states]), atol=1e-5)
+
+
+def test_auto_pooling_follows_the_models_own_files_in_both_formats(tiny: Path, tmp_path: Path) -> None:
+    assert load_encoder(tiny).pooling == "cls"
+    folder = make_bert(tmp_path / "pooled")
+    (folder / "1_Pooling").mkdir()
+    for settings, expected in (
+        ({"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}, "mean"),
+        ({"pooling_mode": "mean"}, "mean"),
+        ({"pooling_mode": "cls"}, "cls"),
+    ):
+        (folder / "1_Pooling" / "config.json").write_text(json.dumps(settings))
+        assert load_encoder(folder).pooling == expected
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": "max"}))
+    with pytest.raises(InputError, match="max.*--pooling"):
+        load_encoder(folder)
+    assert load_encoder(folder, pooling="mean").pooling == "mean"
+
+
+def test_the_head_is_used_by_the_loss_alone(tiny: Path) -> None:
+    encoder = load_encoder(tiny)
+    before = encoder.encode(SENTENCES)
+    encoder.head = projection_head(encoder.hidden_size, seed=0)
+    assert np.array_equal(encoder.encode(SENTENCES), before)
+    tokens, lengths = pack(encoder.tokenize(SENTENCES, 32))
+    assert torch.allclose(encoder(tokens, lengths), encoder.head(encoder.embed(tokens, lengths)))
+
+
+def test_special_tokens_in_the_text_are_text(tiny: Path) -> None:
+    encoder = load_encoder(tiny)
+    row = encoder.tokenize(["a [SEP] b [CLS] [MASK] [PAD]"], 64)[0]
+    special = set(encoder.tokenizer.all_special_ids) - {encoder.tokenizer.unk_token_id}
+    assert [i for i, token in enumerate(row) if token in special] == [0, len(row) - 1]
+
+
+def test_saved_encoder_loads_with_the_same_embeddings_and_pooling(tiny: Path, tmp_path: Path) -> None:
+    encoder = load_encoder(tiny, pooling="mean")
+    save_encoder(encoder, tmp_path / "saved")
+    again = load_encoder(tmp_path / "saved")
+    assert again.pooling == "mean"
+    assert np.array_equal(again.encode(SENTENCES), encoder.encode(SENTENCES))
+
+
+def test_encoding_gives_unit_rows_in_the_order_of_the_sentences(tiny: Path) -> None:
+    encoder = load_encoder(tiny)
+    rows = encoder.encode(SENTENCES * 20, batch_size=7)
+    assert rows.dtype == np.float32
+    assert np.allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-6)
+    assert np.allclose(rows[:4], rows[-4:], atol=1e-6)
+    raw = encoder.encode(SENTENCES, normalized=False)
+    assert np.allclose(raw / np.linalg.norm(raw, axis=1, keepdims=True), rows[:4], atol=1e-6)
+    assert encoder.encode([]).shape == (0, 32)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_hidden_layers": 10**9}, "no usable encoder"),
+        ({"hidden_size": 10**7}, "no usable encoder"),
+        ({"vocab_size": 10**11}, "no usable encoder"),
+        ({"is_decoder": True}, "decoder"),
+        ({"num_hidden_layers": 3}, "lacks weights"),
+        ({"hidden_size": 64}, "can't be loaded"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_refused_before_memory_is_taken(tmp_path: Path, changes: dict[str, int], message: str) -> None:
+    folder = make_bert(tmp_path / "bert")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(InputError, match=message):
+        load_encoder(folder)
+
+
+def test_pickled_weights_are_never_read(tmp_path: Path) -> None:
+    folder = make_bert(tmp_path / "bert")
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"\x80\x04cos\nsystem\n(S'false'\ntR.")
+    with pytest.raises(InputError, match="safetensors"):
+        load_encoder(folder)
+
+
+def test_code_of_the_models_own_is_not_run(tmp_path: Path) -> None:
+    folder = make_bert(tmp_path / "bert")
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {"AutoModel": "evil.Model", "AutoConfig": "evil.Config"}
+    config["model_type"] = "evil"
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    with pytest.raises(InputError):
+        load_encoder(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_long_text_costs_no_more_than_its_head(tiny: Path, caplog: pytest.LogCaptureFixture) -> None:
+    encoder = load_encoder(tiny)
+    with caplog.at_level(logging.WARNING):
+        assert len(encoder.tokenize(["man " * 10_000_000], 32)[0]) == 32
+    assert not caplog.records

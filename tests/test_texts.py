@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from simcse_train.config import InputError
+from simcse_train.texts import find_files, read_texts
+
+CASES = int(os.environ.get("SIMCSE_TRAIN_FUZZ_CASES", "300"))
+
+
+def read(name: str, content: bytes, column: str | None = None) -> list[str]:
+    return list(read_texts(io.BytesIO(content), Path(name), column))
+
+
+def test_a_line_ends_at_a_line_feed_and_nowhere_else() -> None:
+    odd = "one\u2028still one\x0bone\x0cone\x1cone\x85one\rone"
+    assert read("x.txt", f"{odd}\ntwo\r\nthree\n\nfive".encode()) == [odd, "two", "three", "", "five"]
+
+
+def test_a_byte_order_mark_is_no_text_at_the_start_and_text_elsewhere() -> None:
+    assert read("x.txt", "\ufeffone\n\ufefftwo".encode()) == ["one", "\ufefftwo"]
+
+
+@pytest.mark.parametrize("text", ["emoji 👩‍👩‍👧 and 🇩🇪", "مرحبا بالعالم", "今天天气很好我们去公园散步", "[SEP] [CLS]", "a" * 100_000])
+def test_scripts_of_all_kinds_are_read_as_they_are(text: str) -> None:
+    assert read("x.txt", f"{text}\n{text} again\n".encode()) == [text, f"{text} again"]
+
+
+@pytest.mark.parametrize(("ending", "compress"), [(".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress)])
+def test_compressed_files_are_read_and_damaged_ones_named(ending: str, compress: Callable[[bytes], bytes]) -> None:
+    whole = compress("one\ntwo\n".encode() * 1000)
+    assert read("x.txt" + ending, whole) == ["one", "two"] * 1000
+    assert read("x.csv" + ending, compress(b"t\na b\n")) == ["a b"]
+    for damaged in (whole[:-5], b"no such format", whole[: len(whole) // 2] + b"\xff\xff" + whole[len(whole) // 2 + 2 :]):
+        with pytest.raises(InputError, match="x.txt" + ending):
+            read("x.txt" + ending, damaged)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"fine\n\xff\xfe broken\n", "line 2 is not valid UTF-8"),
+        (b"fine\nfine\nlone \xed\xa0\x80\n", "line 3 is not valid UTF-8"),
+        (b"fine\n\0\n", "line 2 holds a NUL byte"),
+        ("text".encode("utf-16"), "UTF-16"),
+    ],
+)
+def test_what_is_no_utf8_text_is_refused_with_the_line(content: bytes, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read("x.txt", content)
+
+
+def test_csv_keeps_quoted_commas_and_line_ends() -> None:
+    content = 'id,text\n1,"a, b"\n2,"two\nlines ""quoted"""\n\n3,c\n'.encode()
+    assert read("x.csv", content) == ["a, b", 'two\nlines "quoted"', "", "c"]
+
+
+def test_a_quotation_mark_in_a_tsv_is_text() -> None:
+    assert read("x.tsv", b'text\tn\n"open\t1\nclosed"\t2\n') == ['"open', 'closed"']
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.tsv", "x.jsonl", "x.parquet"])
+def test_the_only_text_column_is_taken_and_several_are_listed(name: str) -> None:
+    def table(columns: dict[str, list[str]]) -> bytes:
+        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        if name.endswith("jsonl"):
+            return "".join(json.dumps(r | {"n": 1}) + "\n" for r in rows).encode()
+        if name.endswith("parquet"):
+            buffer = io.BytesIO()
+            pq.write_table(pa.table(columns | {"n": [1] * len(rows)}), buffer)
+            return buffer.getvalue()
+        mark = "," if name.endswith("csv") else "\t"
+        return "".join(mark.join([*r.values(), "1"]) + "\n" for r in [{k: k for k in columns}, *rows]).replace(f"{mark}1\n", f"{mark}n\n", 1).encode()
+
+    one = table({"body": ["first one", "second one"]})
+    two = table({"title": ["t1", "t2"], "body": ["first one", "second one"]})
+    assert read(name, one) == ["first one", "second one"]
+    assert read(name, two, "title") == ["t1", "t2"]
+    with pytest.raises(InputError, match="2 columns of text.*'title', 'body', 'n'.*--text-column"):
+        read(name, two)
+    with pytest.raises(InputError, match="no column 'bdoy'.*'title', 'body', 'n'"):
+        read(name, two, "bdoy")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.csv", b'a,b\nx,y\n"open,z\n', "not valid csv"),
+        ("x.csv", b"a,b\n1,y\n2,y,z\n", "line 3 has 3 fields"),
+        ("x.jsonl", b'{"t": "a"}\n{"t": \n', "line 2 is not valid JSON"),
+        ("x.jsonl", b'["a"]\n', "line 1 is JSON but no object"),
+        ("x.jsonl", b'{"t": "a"}\n{"t": 5}\n', "line 2: 't' is not text"),
+        ("x.jsonl", b'{"t": "\\ud800"}\n', "line 1 holds half of a surrogate pair"),
+        ("x.jsonl", b"[" * 100_000, "line 1 is not valid JSON"),
+        ("x.parquet", b"PAR1 no", "not a readable parquet file"),
+    ],
+)
+def test_a_damaged_table_is_refused_with_the_line(name: str, content: bytes, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read(name, content)
+
+
+def test_null_and_missing_values_are_empty() -> None:
+    assert read("x.jsonl", b'{"t": "a"}\n{"t": null}\n\n{}\n') == ["a", "", "", ""]
+
+
+@settings(max_examples=CASES, deadline=None)
+@given(st.lists(st.text(alphabet=st.characters(exclude_characters="\n\r\0\ufeff", exclude_categories=["Cs"]))), st.sampled_from(["\n", "\r\n"]))
+def test_no_sentence_is_glued_or_split(sentences: list[str], end: str) -> None:
+    assert read("x.txt", "".join(s + end for s in sentences).encode()) == sentences
+    assert read("x.jsonl", "".join(json.dumps({"t": s}) + end for s in sentences).encode(), "t" if sentences else None) == sentences
+
+
+@settings(max_examples=CASES, deadline=None)
+@given(st.binary(max_size=400), st.sampled_from([".txt", ".csv", ".tsv", ".jsonl", ".parquet", ".txt.gz", ".csv.bz2", ".jsonl.xz"]))
+def test_arbitrary_bytes_give_text_or_the_documented_error(content: bytes, ending: str) -> None:
+    try:
+        texts = read("x" + ending, content)
+    except InputError as error:
+        assert "x" + ending in str(error)
+    else:
+        for text in texts:
+            text.encode("utf-8")
+
+
+@settings(max_examples=CASES, deadline=None)
+@given(st.text(alphabet='ab",\n\r\t{}:[]\\', max_size=40), st.sampled_from([".csv", ".tsv", ".jsonl"]))
+def test_near_misses_of_each_format_give_text_or_the_documented_error(content: str, ending: str) -> None:
+    try:
+        read("x" + ending, content.encode())
+    except InputError as error:
+        assert "x" + ending in str(error)
+
+
+def test_folders_and_globs_give_their_text_files_once_and_in_order(tmp_path: Path) -> None:
+    for name in ("b.txt", "a.csv", "c.txt.gz", "image.png", "sub/d.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    assert [p.name for p in find_files([str(tmp_path)])] == ["a.csv", "b.txt", "c.txt.gz", "d.jsonl"]
+    assert [p.name for p in find_files([str(tmp_path / "*.txt"), str(tmp_path / "b.txt")])] == ["b.txt"]
+    for nothing in ("nowhere.txt", "*.parquet", "x\0y"):
+        with pytest.raises(InputError, match="--data"):
+            find_files([str(tmp_path / nothing)])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no text file in that folder"):
+        find_files([str(tmp_path / "empty")])
