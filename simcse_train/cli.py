@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
-import click
 import typer
 
 from simcse_train import __version__
@@ -196,21 +195,16 @@ def main() -> NoReturn:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     logger = logging.getLogger("simcse_train")
     logger.setLevel(logging.INFO)
-    logger.addHandler(_Screen())
+    logger.handlers = [_Screen()]
     try:
         sys.exit(app(standalone_mode=False) or DONE)
-    except click.exceptions.Abort:
-        _leave("Stopped before training began; there is nothing to resume.", SIGNALLED + 2)
-    except KeyboardInterrupt:
-        _leave(
-            "Stopped at once. What was saved before is intact: simcse-train --resume RUN goes on from it.",
-            SIGNALLED + 2,
-        )
-    except click.ClickException as error:
-        _leave(error.format_message() + " See simcse-train --help.", WRONG_INPUT)
+    except (typer.Abort, KeyboardInterrupt):
+        _leave("Stopped at once. If a checkpoint was saved before, this goes on from it: simcse-train --resume RUN", SIGNALLED + 2)
     except InputError as error:
         _leave(str(error), WRONG_INPUT)
     except Exception as error:
+        if hasattr(error, "format_message"):  # a usage error of click, which typer has under several names
+            _leave(f"{error.format_message().rstrip('.')}. The options are listed by simcse-train --help.", WRONG_INPUT)
         from simcse_train.checkpoint import SaveError
         from simcse_train.training import Stopped, TrainingError
 

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tests.conftest import EXAMPLES, make_bert, write_vocabulary
-from transformers import (
+from transformers import (  # type: ignore[attr-defined]
     AlbertConfig,
     AlbertModel,
     AlbertTokenizer,
@@ -28,6 +27,8 @@ from transformers import (
     XLMRobertaModel,
     XLMRobertaTokenizer,
 )
+
+from tests.conftest import EXAMPLES, make_bert, write_vocabulary
 
 FAMILIES = ("bert", "roberta", "xlm-roberta", "distilbert", "electra", "mpnet", "albert")
 
@@ -95,7 +96,7 @@ def make_family(name: str, folder: Path) -> Path:
     elif name == "albert":
         special = [("<pad>", 0.0), ("<unk>", 0.0), ("[CLS]", 0.0), ("[SEP]", 0.0)]
         tokenizer = AlbertTokenizer(vocab=[*special, *pieces(), ("[MASK]", 0.0)], model_max_length=64)
-        dropout = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+        dropout: dict[str, Any] = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
         model = AlbertModel(AlbertConfig(vocab_size=len(tokenizer), embedding_size=16, **sizes, **dropout))
     else:
         raise ValueError(name)

@@ -13,9 +13,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from simcse_train import checkpoint as room
-from simcse_train.checkpoint import SaveError, checkpoints, damage, find_checkpoint, only_writer, prune, sweep, write_whole
+from simcse_train.checkpoint import SaveError, checkpoints, find_checkpoint, only_writer, prune, sweep, write_whole
 from simcse_train.config import InputError, make_config
 from simcse_train.training import resume, train
 
@@ -101,7 +102,11 @@ def test_what_is_no_run_is_named(tmp_path: Path, make: Callable[[Path], object],
 
 def test_a_save_that_fails_leaves_the_old_folder_and_no_temporary(tmp_path: Path) -> None:
     target = tmp_path / "folder"
-    write_whole(target, lambda folder: (folder / "x").write_text("old") and None)
+
+    def old(folder: Path) -> None:
+        (folder / "x").write_text("old")
+
+    write_whole(target, old)
 
     def fail(folder: Path) -> None:
         (folder / "x").write_text("new")
@@ -146,7 +151,7 @@ def test_the_optimiser_comes_back_as_it_was(run: Path) -> None:
     encoder = room.load_checkpoint_encoder(checkpoints(run)[-1], config)
     optimizer = torch.optim.AdamW(encoder.parameters(), fused=True)
     room.load_optimizer(checkpoints(run)[-1], encoder, optimizer)
-    saved = room.load_file(checkpoints(run)[-1] / "optimizer.safetensors")
+    saved = load_file(checkpoints(run)[-1] / "optimizer.safetensors")
     again = room.optimizer_tensors(encoder, optimizer)
     assert saved.keys() == again.keys()
     assert all(torch.equal(saved[key], again[key]) for key in saved)

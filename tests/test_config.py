@@ -6,9 +6,9 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.conftest import CONFIGS
 
 from simcse_train.config import InputError, TrainConfig, config_yaml, make_config, read_settings
+from tests.conftest import CONFIGS
 
 
 def test_defaults_are_those_of_the_paper_for_unsupervised_bert() -> None:

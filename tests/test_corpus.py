@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +44,12 @@ def test_the_next_run_on_the_same_text_opens_the_cache_wherever_the_file_lies(ti
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("", "no sentence.*0 lines"), ("\n \n", "no sentence"), ("one\n", "a single sentence"), ("one\n" * 5, "a single sentence.*4 duplicates")],
+    [
+        ("", "no sentence.*0 lines"),
+        ("\n \n", "no sentence"),
+        ("one\n", "a single sentence"),
+        ("one\n" * 5, "a single sentence.*4 duplicates"),
+    ],
 )
 def test_fewer_than_two_sentences_are_refused(tiny: Path, tmp_path: Path, content: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
@@ -54,10 +58,10 @@ def test_fewer_than_two_sentences_are_refused(tiny: Path, tmp_path: Path, conten
 
 def test_a_failed_reading_leaves_nothing_in_the_cache(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_bytes(b"fine\n" * 10_000 + b"\xff\n")
-    before = sorted(os.listdir(cache_folder())) if cache_folder().exists() else []
+    before = sorted(cache_folder().iterdir()) if cache_folder().exists() else []
     with pytest.raises(InputError, match="line 10001"):
         open_corpus([str(tmp_path / "x.txt")], None, load_encoder(tiny), 16)
-    assert sorted(os.listdir(cache_folder())) == before
+    assert sorted(cache_folder().iterdir()) == before
 
 
 def test_long_lines_and_millions_of_empty_ones_are_read(tiny: Path, tmp_path: Path) -> None:

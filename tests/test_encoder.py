@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.conftest import make_bert
-from tests.families import FAMILIES, make_family
 from torch import Tensor
 
 from simcse_train.config import InputError
 from simcse_train.encoder import Encoder, dropout_settings, is_deterministic, load_encoder, projection_head, save_encoder
 from simcse_train.packing import pack
+from tests.conftest import make_bert
+from tests.families import FAMILIES, make_family
 
 SENTENCES = ["a man plays the guitar.", "cat", "the big red dog runs in the park on the blue hill!", "a woman sings"]
 
@@ -26,7 +26,7 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def gradients(encoder: Encoder, states: Tensor) -> dict[str, Tensor]:
     encoder.zero_grad()
     weights = torch.linspace(-1, 1, states.numel()).reshape(states.shape)
-    (states * weights).sum().backward()  # type: ignore[no-untyped-call]
+    (states * weights).sum().backward()
     return {name: p.grad.clone() for name, p in encoder.named_parameters() if p.grad is not None}
 
 

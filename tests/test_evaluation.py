@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from simcse_train.config import InputError
 from simcse_train.encoder import load_encoder
 from simcse_train.evaluation import (
+    SUBSETS,
     Pair,
     alignment,
     alignment_and_uniformity,
@@ -37,7 +38,10 @@ PAIRS = [Pair("a man", "the man", 4.5), Pair("a cat", "guitar", 0.2), Pair("a do
         ("p.tsv", "a man\tthe man\t4.5\na cat\tguitar\t0.2\nx\ty\t\na dog, runs\ta dog\t3\n"),
         ("p.txt", "1||a man||the man||4.5\n2||a cat||guitar||0.2\n3||a dog, runs||a dog||3\n"),
         ("sts.csv", "g\tf\ty\t1\t4.500\ta man\tthe man\ng\tf\ty\t2\t0.2\ta cat\tguitar\textra\ng\tf\ty\t3\t3\ta dog, runs\ta dog\n"),
-        ("p.jsonl", "".join(json.dumps(p._asdict() and {"sentence1": p.first, "sentence2": p.second, "score": p.score}) + "\n" for p in PAIRS)),
+        (
+            "p.jsonl",
+            "".join(json.dumps(p._asdict() and {"sentence1": p.first, "sentence2": p.second, "score": p.score}) + "\n" for p in PAIRS),
+        ),
     ],
 )
 def test_every_layout_of_pairs_is_read(tmp_path: Path, name: str, content: str) -> None:
@@ -123,8 +127,6 @@ def test_a_missing_subset_is_named_and_never_averaged_away(tiny: Path, tmp_path:
 
 
 def test_a_complete_tree_has_an_average(tiny: Path, tmp_path: Path) -> None:
-    from simcse_train.evaluation import SUBSETS
-
     senteval(tmp_path)
     for year, subsets in SUBSETS.items():
         folder = tmp_path / "STS" / f"{year}-en-test"

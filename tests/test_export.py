@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.conftest import make_bert
-from tests.families import make_family
 
 from simcse_train import export as room
 from simcse_train.checkpoint import SaveError, checkpoints
 from simcse_train.config import InputError, make_config
-from simcse_train.encoder import load_encoder
+from simcse_train.encoder import Encoder, load_encoder, save_encoder
 from simcse_train.export import export
 from simcse_train.training import train
+from tests.conftest import make_bert
+from tests.families import make_family
 
 SENTENCES = ["a man plays the guitar.", "", "the big red dog runs in the park on the blue hill!"]
 
@@ -61,10 +61,10 @@ def test_the_card_says_what_was_trained_on_what_and_how_it_scored(text: Path, ti
 
 def test_an_export_that_loads_differently_is_refused(text: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = trained(text, tiny, tmp_path / "run")
-    original = room.save_encoder
+    original = save_encoder
 
-    def wrong_pooling(encoder: object, folder: Path) -> None:
-        original(encoder, folder)  # type: ignore[arg-type]
+    def wrong_pooling(encoder: Encoder, folder: Path) -> None:
+        original(encoder, folder)
         (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": "mean"}))
 
     monkeypatch.setattr(room, "save_encoder", wrong_pooling)
@@ -77,8 +77,8 @@ def test_best_and_last_and_one_checkpoint_can_be_exported(text: Path, tiny: Path
     run = trained(text, tiny, tmp_path / "run")
     assert export(run, tmp_path / "last", "last") == checkpoints(run)[-1]
     assert export(checkpoints(run)[0], tmp_path / "first") == checkpoints(run)[0]
-    rows = [load_encoder(tmp_path / name).encode(SENTENCES) for name in ("first", "last")]
-    assert not np.array_equal(*rows)
+    first, last = (load_encoder(tmp_path / name).encode(SENTENCES) for name in ("first", "last"))
+    assert not np.array_equal(first, last)
     with pytest.raises(InputError, match="without --eval"):
         export(run, tmp_path / "best", "best")
     with pytest.raises(InputError, match="exists already"):

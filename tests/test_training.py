@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,16 @@ import pytest
 import torch
 from accelerate.utils import is_bf16_available
 from safetensors.torch import load_file, save_file
-from tests.conftest import make_bert
-from tests.families import make_family
 
+from simcse_train import training
+from simcse_train.batches import two_views
 from simcse_train.checkpoint import checkpoint_path, checkpoints, damage
 from simcse_train.config import InputError, TrainConfig, make_config, read_settings
 from simcse_train.encoder import load_encoder
 from simcse_train.stopping import StopRequests
 from simcse_train.training import Run, Stopped, TrainingError, learning_rate_at, parameter_groups, resume, train
+from tests.conftest import make_bert
+from tests.families import make_family
 
 
 def settings(text: Path, model: Path | str, output: Path, **changes: Any) -> TrainConfig:
@@ -35,12 +38,8 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 
 def interrupted_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Let a SIGTERM arrive during the given step."""
-    import signal
-
-    from simcse_train import training
-
     count = 0
-    original = training.two_views
+    original = two_views
 
     def counted(*args: Any) -> Any:
         nonlocal count
@@ -99,9 +98,8 @@ def test_resumed_run_ends_with_the_same_bits(
             assert saved[-1].name == f"step-{stop:08d}"
             again = resume(tmp_path / f"stopped{stop}", {})
             assert bits(again.folder / "encoder") == bits(whole.folder / "encoder")
-            timeless = [[{k: v for k, v in line.items() if k != "sentences_per_second"} for line in metrics(r.folder)] for r in (again, whole)]
-            losses = [[(line["step"], line["uniformity"]) for line in lines if "uniformity" in line] for lines in timeless]
-            assert losses[0] == losses[1]
+            measured = [[(m["step"], m["uniformity"]) for m in metrics(r.folder) if "uniformity" in m] for r in (again, whole)]
+            assert measured[0] == measured[1]
     finally:
         torch.set_num_threads(before)
 
@@ -202,8 +200,6 @@ def test_weight_decay_spares_biases_and_layer_norms(tiny: Path) -> None:
 
 
 def test_a_second_interrupt_stops_at_once() -> None:
-    import signal
-
     with StopRequests() as stop:
         signal.raise_signal(signal.SIGINT)
         assert stop.signal_number == signal.SIGINT

@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from simcse_train.cli import main
+from tests.conftest import EXAMPLES
+
+
+def run(*arguments: object) -> int:
+    """Call the command line in this process; return the exit status."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as left:
+        patch.setattr(sys, "argv", ["simcse-train", *map(str, arguments)])
+        main()
+    return int(left.value.code or 0)
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """Return the one paragraph of a command that must end with status 2 and without a traceback."""
+    capsys.readouterr()
+    assert run(*arguments) == 2
+    said = capsys.readouterr().err.split("\r")[-1].strip()
+    assert "Traceback" not in said
+    assert "\n\n" not in said
+    assert said.count("\n") == 0
+    return said
+
+
+@pytest.fixture
+def model(tiny: Path) -> Path:
+    return tiny
+
+
+def test_each_kind_of_wrong_input_is_refused_with_what_and_where(
+    capsys: pytest.CaptureFixture[str], model: Path, text: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    files = {
+        "empty.txt": b"",
+        "one.txt": b"Only one.\n",
+        "binary.txt": b"\x7fELF\0\0\0",
+        "latin.txt": b"fine\ncaf\xe9\n",
+        "table.csv": b"id,title,body\n1,a,b\n2,c,d\n",
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+
+    def with_data(name: str, *more: object) -> str:
+        return refused(capsys, "--data", tmp_path / name, "--model", model, "--output", out, *more)
+
+    assert "nowhere.txt: there is no such file" in with_data("nowhere.txt")
+    assert "empty.txt holds no sentence" in with_data("empty.txt")
+    assert "one.txt holds a single sentence" in with_data("one.txt")
+    assert "binary.txt, line 1 holds a NUL byte" in with_data("binary.txt")
+    assert "latin.txt, line 2 is not valid UTF-8" in with_data("latin.txt")
+    assert "'id', 'title', 'body'" in with_data("table.csv", "--text-column", "text")
+
+    def with_text(*more: object) -> str:
+        return refused(capsys, "--data", text, "--model", model, *more)
+
+    assert "--temperature 0" in with_text("--output", out, "--temperature", "0")
+    assert "--batch-size 1" in with_text("--output", out, "--batch-size", "1")
+    assert "beyond the 64 positions" in with_text("--output", out, "--max-length", "65")
+    (tmp_path / "c.yaml").write_text("temprature: 0.1\n")
+    assert "'temperature'" in with_text("--output", out, "--config", tmp_path / "c.yaml")
+    assert not out.exists()  # nothing was left behind by any of them
+    out.mkdir()
+    (out / "config.yaml").touch()
+    assert "already holds a run" in with_text("--output", out)
+    assert "can't be written" in with_text("--output", "/proc/nothing/out")
+    assert "not a run" in refused(capsys, "--resume", tmp_path)
+    assert "--seed" in with_text("--seed", "many")
+    assert "No such option" in with_text("--temprature", "0.1")
+    assert "--precision fp16 needs a CUDA card" in with_text("--output", tmp_path / "x", "--precision", "fp16", "--device", "cpu")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_unreadable_text_is_refused(capsys: pytest.CaptureFixture[str], model: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_text("one\ntwo\n")
+    (tmp_path / "x.txt").chmod(0)
+    assert "Permission denied" in refused(capsys, "--data", tmp_path / "x.txt", "--model", model, "--output", tmp_path / "out")
+
+
+def test_an_unknown_model_is_refused_at_once_without_a_network(tmp_path: Path, text: Path) -> None:
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "simcse_train", "--data", str(text), "--model", "nobody/no-such-model", "--output", str(tmp_path / "out")],
+        env={**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert "hub can't be reached" in done.stderr
+    assert "--model starter" in done.stderr
+    assert time.monotonic() - began < 60
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    code = "import sys; sys.argv = ['simcse-train', '--help']\nfrom simcse_train.cli import main\n\
+try:\n    main()\nfinally:\n    print(sorted({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "--temperature" in done.stdout
+    assert done.stdout.endswith("[]\n")
+
+
+def test_every_setting_has_an_option_and_every_option_a_help() -> None:
+    import typer
+
+    from simcse_train.cli import app
+    from simcse_train.config import TrainConfig, option
+
+    parameters = {o: p for p in typer.main.get_command(app).params for o in p.opts}
+    assert {option(name) for name in TrainConfig.model_fields} <= set(parameters)
+    assert all(getattr(p, "help", None) for p in parameters.values())
+
+
+def test_the_whole_life_of_an_encoder(capsys: pytest.CaptureFixture[str], model: Path, text: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    pairs = EXAMPLES / "pairs.tsv"
+    common = ("--batch-size", 8, "--save-every", 4)
+    assert run("--data", text, "--model", model, "--output", folder, "--max-steps", 4, "--eval", pairs, *common) == 0
+    shown = capsys.readouterr().err
+    assert "120 lines, 0 empty" in shown
+    assert "before training  score" in shown
+    assert "after training   score" in shown
+    assert run("--resume", folder, "--max-steps", 6) == 0
+    assert run("export", folder, tmp_path / "out", "--checkpoint", "last") == 0
+    capsys.readouterr()
+    scores = []
+    for encoder in (tmp_path / "out", folder / "checkpoints" / "step-00000006", folder):
+        assert run("evaluate", encoder, "--data", pairs, "--json") == 0
+        scores.append(json.loads(capsys.readouterr().out)["pairs"])
+    assert scores[0] == scores[1]
+    assert scores[0]["pairs"] == 483
+    assert run("evaluate", tmp_path / "out", "--data", pairs) == 0
+    assert "Spearman x 100" in capsys.readouterr().out
+    (tmp_path / "in.txt").write_text("a man\n\nthe cat\n")
+    assert run("encode", tmp_path / "out", tmp_path / "in.txt", tmp_path / "rows.npy") == 0
+    rows = np.load(tmp_path / "rows.npy")
+    assert rows.shape == (3, 32)
+    assert rows.dtype == np.float32
+    assert np.allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-6)
+    assert run("encode", tmp_path / "out", tmp_path / "in.txt", tmp_path / "raw.npy", "--no-normalize") == 0
+    assert not np.allclose(np.linalg.norm(np.load(tmp_path / "raw.npy"), axis=1), 1)
+
+
+def command(text: Path, model: Path, output: Path) -> list[str]:
+    files = ["--data", str(text), "--model", str(model), "--output", str(output)]
+    return [sys.executable, "-m", "simcse_train", *files, "--batch-size", "8", "--epochs", "15", "--log-every", "1"]
+
+
+@pytest.fixture(scope="module")
+def whole(text: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was never disturbed."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    subprocess.run(command(text, tiny, folder), check=True, capture_output=True)
+    return folder
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_saves_and_the_resumed_run_ends_with_the_same_bits(
+    number: signal.Signals, whole: Path, text: Path, tiny: Path, tmp_path: Path
+) -> None:
+    with subprocess.Popen(command(text, tiny, tmp_path / "stopped"), stderr=subprocess.PIPE, text=True) as process:
+        log = tmp_path / "stopped" / "metrics.jsonl"
+        while process.poll() is None and (not log.exists() or log.read_text().count("loss") < 5):
+            time.sleep(0.01)
+        process.send_signal(number)
+        assert process.stderr is not None
+        said = process.stderr.read()
+    assert process.returncode == 128 + number
+    assert said.strip().endswith(f"To go on: simcse-train --resume {tmp_path / 'stopped'}")
+    subprocess.run([sys.executable, "-m", "simcse_train", "--resume", str(tmp_path / "stopped")], check=True, capture_output=True)
+    weights = [load_file(folder / "encoder" / "model.safetensors") for folder in (whole, tmp_path / "stopped")]
+    assert all(weights[0][key].equal(weights[1][key]) for key in weights[0])
+
+
+def test_standard_input_is_learned_from_and_kept_for_resuming(text: Path, model: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "simcse_train", "--data", "-", "--model", str(model), "--output", str(tmp_path / "run")]
+    with text.open("rb") as stream:
+        subprocess.run([*command, "--batch-size", "8", "--max-steps", "2"], stdin=stream, check=True, capture_output=True)
+    assert (tmp_path / "run" / "stdin.txt").read_bytes() == text.read_bytes()
+    assert run("--resume", tmp_path / "run", "--max-steps", 3) == 0
