@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from simcse_train.config import InputError, TrainConfig
-    from simcse_train.encoder import load_encoder
+    from simcse_train.loading import load_encoder
     from simcse_train.training import Run, train
 
 __version__ = "0.1.0"
@@ -22,7 +22,7 @@ __all__ = ["InputError", "Run", "TrainConfig", "load_encoder", "train"]
 _ROOMS = {
     "InputError": "config",
     "TrainConfig": "config",
-    "load_encoder": "encoder",
+    "load_encoder": "loading",
     "Run": "training",
     "train": "training",
 }

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from simcse_train.config import InputError, TrainConfig, make_config
-from simcse_train.encoder import Encoder, load_encoder, projection_head, save_encoder
+from simcse_train.encoder import Encoder, projection_head, save_encoder
+from simcse_train.loading import load_encoder
 
 MANIFEST = "manifest.json"
 PARTIAL = ".partial"
@@ -239,6 +240,14 @@ def sweep(run: Path) -> None:
     for folder in (run, run / "checkpoints"):
         for partial in folder.glob(f".*{PARTIAL}"):
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file as a whole."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    flush(partial)
+    partial.replace(path)
 
 
 @contextlib.contextmanager

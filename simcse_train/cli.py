@@ -172,7 +172,7 @@ def encode_command(
 def _load(name_or_path: str, pooling: str) -> Any:
     """Return the encoder that a user means: the export of a finished run, the newest checkpoint of one that was stopped."""
     from simcse_train.checkpoint import checkpoints, find_checkpoint
-    from simcse_train.encoder import load_encoder
+    from simcse_train.loading import load_encoder
 
     path = Path(name_or_path)
     if checkpoints(path) and not (path / "encoder").exists():

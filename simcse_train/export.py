@@ -27,7 +27,8 @@ from simcse_train.checkpoint import (
     write_whole,
 )
 from simcse_train.config import InputError
-from simcse_train.encoder import Encoder, dropout_settings, load_encoder, save_encoder
+from simcse_train.encoder import Encoder, dropout_settings, save_encoder
+from simcse_train.loading import load_encoder
 
 PROBES = ("A man is playing a guitar.", "The market closed higher on Friday.", "Why?", "一只猫坐在垫子上。", "")
 TEMPLATE = Path(__file__).parent / "model_card.md"

@@ -9,12 +9,10 @@ from __future__ import annotations
 import json
 import logging
 import math
-import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +33,6 @@ from simcse_train.checkpoint import (
     checkpoint_path,
     checkpoints,
     find_checkpoint,
-    flush,
     load_checkpoint_encoder,
     load_optimizer,
     load_state,
@@ -44,19 +41,19 @@ from simcse_train.checkpoint import (
     run_of,
     save_checkpoint,
     sweep,
+    write_text,
 )
-from simcse_train.config import STARTER, InputError, TrainConfig, config_yaml, make_config, option
-from simcse_train.corpus import Corpus, keep_standard_input, open_corpus
-from simcse_train.encoder import Encoder, is_deterministic, load_encoder, projection_head, seeded
+from simcse_train.config import STARTER, InputError, TrainConfig, config_yaml
+from simcse_train.corpus import Corpus, open_corpus
+from simcse_train.encoder import Encoder, projection_head, seeded
 from simcse_train.evaluation import Pair, alignment_and_uniformity, read_pairs, similarity_score
 from simcse_train.export import choose_checkpoint, read_metrics, write_export
+from simcse_train.loading import load_encoder
 from simcse_train.loss import OBJECTIVES
+from simcse_train.plan import changed, check_space, new_run_folder, remove_unused, resolve
 from simcse_train.stopping import StopRequests
 
 HELD_OUT = 512
-# What may change when a run goes on: everything else decides which run it is.
-CHANGEABLE = ("data", "epochs", "max_steps", "save_every", "save_minutes", "keep", "log_every")
-
 logger = logging.getLogger(__name__)
 
 
@@ -88,22 +85,22 @@ def train(config: TrainConfig) -> Run:
     Raises `InputError` if a setting or a file can't be used, `TrainingError` or `SaveError` if the run fails on its way, and `Stopped`
     after a signal.
     """
-    run = _new_run_folder(config)
+    run = new_run_folder(config)
     with only_writer(run):
         try:
             encoder = load_encoder(config.model, pooling=config.pooling, dropout=config.dropout)
             if config.model == STARTER:
                 logger.info("Encoder: the bundled starter, a small English BERT. --model takes any other, such as bert-base-uncased.")
-            config = _resolve(config, encoder, run)
+            config = resolve(config, encoder, run)
             if config.projection == "on":
                 spread = encoder.model.config.initializer_range
                 encoder.head = projection_head(encoder.hidden_size, seed=config.seed, initializer_range=spread)
             corpus = open_corpus(config.data, config.text_column, encoder, config.max_length)
             pairs = read_pairs(Path(config.eval)) if config.eval else None
-            _check_space(encoder, config, run)
+            check_space(encoder, config, run)
             (run / "config.yaml").write_text(config_yaml(config), encoding="utf-8")
         except BaseException:
-            _remove_unused(run)
+            remove_unused(run)
             raise
         return _Training(run, config, encoder, corpus, pairs).run()
 
@@ -121,7 +118,7 @@ def resume(path: Path, changes: Mapping[str, Any]) -> Run:
         for line in skipped:
             logger.warning(line)
         state = load_state(checkpoint)
-        config = _changed(state.config(), changes)
+        config = changed(state.config(), changes)
         encoder = load_checkpoint_encoder(checkpoint, config)
         corpus = open_corpus(config.data, config.text_column, encoder, config.max_length)
         if corpus.fingerprint != state.corpus:
@@ -215,8 +212,8 @@ class _Training:
         if state.best_step is not None and state.best_score is not None:
             self.best = (state.best_step, state.best_score)
         kept = [line for line in read_metrics(self.folder) if line["step"] <= self.step]
-        _write_text(self.folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
-        _write_text(self.folder / "config.yaml", config_yaml(self.config))
+        write_text(self.folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+        write_text(self.folder / "config.yaml", config_yaml(self.config))
         logger.info(f"Going on from {checkpoint}, step {self.step} of {self.total}.")
 
     def batches(self) -> Iterator[NDArray[np.int64]]:
@@ -398,123 +395,3 @@ def _verdict(before: Mapping[str, float], after: Mapping[str, float], labelled: 
         f"{spread_words}, but the score did not rise ({gain:+.2f}): training spread out noise. Start from a stronger --model, or try a "
         "lower --learning-rate or fewer steps."
     )
-
-
-def _new_run_folder(config: TrainConfig) -> Path:
-    """Make the run's folder; raises `InputError` if it holds something already or can't be made."""
-    default = Path("runs") / f"{Path(config.model).name}-{datetime.now():%Y%m%d-%H%M%S}"
-    run = Path(config.output).expanduser() if config.output else default
-    try:
-        if run.exists() and (not run.is_dir() or any(p.name != ".lock" for p in run.iterdir())):
-            what = "already holds a run" if (run / "config.yaml").exists() else "is not an empty folder"
-            raise InputError(f"--output {run} {what}. Choose another folder, or go on with that run: simcse-train --resume {run}.")
-        run.mkdir(parents=True, exist_ok=True)
-        (run / ".lock").touch()
-    except OSError as error:
-        raise InputError(f"--output {run} can't be written: {error.strerror}. Choose a folder that you may write to.") from None
-    return run
-
-
-def _remove_unused(run: Path) -> None:
-    """Take back the folder of a run that never began."""
-    for name in (".lock", "stdin.txt", "config.yaml"):
-        (run / name).unlink(missing_ok=True)
-    if not any(run.iterdir()):
-        run.rmdir()
-
-
-def _resolve(config: TrainConfig, encoder: Encoder, run: Path) -> TrainConfig:
-    """Replace every auto by what it means here, and every path by one that holds from any folder.
-
-    Raises `InputError` where a setting does not fit the encoder or the machine.
-    """
-    if config.max_length > encoder.max_positions:
-        raise InputError(
-            f"--max-length {config.max_length} is beyond the {encoder.max_positions} positions of {config.model}. Use at most "
-            f"{encoder.max_positions}."
-        )
-    if is_deterministic(encoder):
-        raise InputError(
-            f"--model {config.model} has no dropout in its configuration. The two views of a sentence would be equal: no noise, no "
-            "positive pairs, nothing to learn. Set it with --dropout 0.1."
-        )
-    device = _device(config.device)
-    data = [str(keep_standard_input(run).resolve()) if entry == "-" else _absolute(entry) for entry in config.data]
-    is_folder = config.model != STARTER and Path(config.model).expanduser().exists()
-    return config.model_copy(
-        update={
-            "data": data,
-            "output": str(run),
-            "model": _absolute(config.model) if is_folder else config.model,
-            "eval": _absolute(config.eval) if config.eval else None,
-            "pooling": encoder.pooling,
-            "projection": {"auto": "on" if encoder.pooling == "cls" else "off"}.get(config.projection, config.projection),
-            "device": device,
-            "precision": _precision(config.precision, device),
-        }
-    )
-
-
-def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().absolute())
-
-
-def _device(wanted: str) -> str:
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if wanted == "auto":
-        return next(name for name in ("cuda", "mps", "cpu") if available[name])
-    if not available[wanted]:
-        raise InputError(f"--device {wanted} is not there: torch finds {', '.join(n for n, there in available.items() if there)}.")
-    return wanted
-
-
-def _precision(wanted: str, device: str) -> str:
-    """Return the fastest arithmetic that the device has in hardware; emulated bfloat16 is a hundred times slower than float32."""
-    if wanted == "fp16" and device != "cuda":
-        raise InputError(f"--precision fp16 needs a CUDA card, not {device}. Use bf16 or fp32.")
-    if wanted != "auto":
-        return wanted
-    if device == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    if device == "cpu":
-        has = torch.cpu.get_capabilities()
-        return "bf16" if has.get("avx512_bf16") or has.get("amx_bf16") or has.get("bf16") else "fp32"
-    return "fp32"
-
-
-def _changed(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
-    """Return the settings of a run with those changed that may be; raises `InputError` for the others."""
-    old = config.model_dump()
-    for name, value in changes.items():
-        if name not in CHANGEABLE and value != old[name]:
-            raise InputError(
-                f"{option(name)} {value} differs from the run's own {old[name]}, and would make it another run. Leave it out to go on, or "
-                "start a new run without --resume."
-            )
-    for name in ("epochs", "max_steps"):
-        if changes.get(name) is not None and old[name] is not None and changes[name] < old[name]:
-            raise InputError(f"{option(name)} can only be raised when a run goes on; it was {old[name]}.")
-    allowed = {name: value for name, value in changes.items() if name in CHANGEABLE}
-    if "data" in allowed:
-        allowed["data"] = [_absolute(entry) for entry in allowed["data"]]
-    return make_config({**old, **allowed})
-
-
-def _check_space(encoder: Encoder, config: TrainConfig, run: Path) -> None:
-    """Refuse a run whose checkpoints the disk can't hold: weights and two moments each, one more while saving, and the best."""
-    weights = sum(p.numel() * p.element_size() for p in encoder.parameters())
-    needed = weights * 3 * (config.keep + 1 + bool(config.eval)) + weights
-    free = shutil.disk_usage(run).free
-    if free < needed:
-        raise InputError(
-            f"--output {run}: the disk has {free / 2**20:,.0f} MiB free, and {config.keep} checkpoints and the encoder need "
-            f"{needed / 2**20:,.0f} MiB. Free some, lower --keep, or choose another folder."
-        )
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Replace a file as a whole."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    flush(partial)
-    partial.replace(path)

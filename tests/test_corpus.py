@@ -7,7 +7,7 @@ import pytest
 
 from simcse_train.config import InputError
 from simcse_train.corpus import cache_folder, open_corpus
-from simcse_train.encoder import load_encoder
+from simcse_train.loading import load_encoder
 
 
 def write(path: Path, content: str) -> str:

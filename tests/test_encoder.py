@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from simcse_train.config import InputError
-from simcse_train.encoder import Encoder, dropout_settings, is_deterministic, load_encoder, projection_head, save_encoder
+from simcse_train.encoder import Encoder, dropout_settings, is_deterministic, projection_head, save_encoder
+from simcse_train.loading import load_encoder
 from simcse_train.packing import pack
 from tests.conftest import make_bert
 from tests.families import FAMILIES, make_family

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simcse_train.config import InputError
-from simcse_train.encoder import load_encoder
 from simcse_train.evaluation import (
     SUBSETS,
     Pair,
@@ -24,6 +23,7 @@ from simcse_train.evaluation import (
     table,
     uniformity,
 )
+from simcse_train.loading import load_encoder
 
 PAIRS = [Pair("a man", "the man", 4.5), Pair("a cat", "guitar", 0.2), Pair("a dog, runs", "a dog", 3.0)]
 

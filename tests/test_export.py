@@ -11,8 +11,9 @@ import torch
 from simcse_train import export as room
 from simcse_train.checkpoint import SaveError, checkpoints
 from simcse_train.config import InputError, make_config
-from simcse_train.encoder import Encoder, load_encoder, save_encoder
+from simcse_train.encoder import Encoder, save_encoder
 from simcse_train.export import export
+from simcse_train.loading import load_encoder
 from simcse_train.training import train
 from tests.conftest import make_bert
 from tests.families import make_family

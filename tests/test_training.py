@@ -16,7 +16,7 @@ from simcse_train import training
 from simcse_train.batches import two_views
 from simcse_train.checkpoint import checkpoint_path, checkpoints, damage
 from simcse_train.config import InputError, TrainConfig, make_config, read_settings
-from simcse_train.encoder import load_encoder
+from simcse_train.loading import load_encoder
 from simcse_train.stopping import StopRequests
 from simcse_train.training import Run, Stopped, TrainingError, learning_rate_at, parameter_groups, resume, train
 from tests.conftest import make_bert

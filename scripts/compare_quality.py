@@ -1,0 +1,99 @@
+"""Print whether this program and sentence-transformers' own SimCSE recipe learn the same.
+
+    pip install -e ".[bench]"
+    python scripts/compare_quality.py --data ../shared/data --steps 100
+
+Both start from the same weights, learn from the same sentences for the same number of steps with the same settings (batch 64, rate
+3e-5 falling linearly to 0, max length 32, gradient norm 1), and are scored on STS-B test by the same function: sentence-transformers
+with MultipleNegativesRankingLoss at scale 20 on pairs of a sentence and itself, this program with `--objective infonce --projection off`.
+The order of the data and the dropout noise differ, so several seeds are needed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import lzma
+import platform
+import tempfile
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Annotated
+
+import torch
+import typer
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers.losses import MultipleNegativesRankingLoss
+
+from simcse_train import load_encoder, train
+from simcse_train.config import make_config
+from simcse_train.evaluation import read_pairs, similarity_score
+from simcse_train.loading import STARTER_FOLDER
+
+
+def with_sentence_transformers(model: Path, sentences: list[str], steps: int, seed: int, folder: Path) -> Path:
+    """Train with the peer's recipe and return the saved model."""
+    encoder = SentenceTransformer(str(model), device="cpu")
+    encoder.max_seq_length = 32
+    arguments = SentenceTransformerTrainingArguments(
+        output_dir=str(folder / "trainer"),
+        max_steps=steps,
+        per_device_train_batch_size=64,
+        learning_rate=3e-5,
+        seed=seed,
+        use_cpu=True,
+        save_strategy="no",
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    dataset = Dataset.from_dict({"anchor": sentences, "positive": sentences})
+    loss = MultipleNegativesRankingLoss(encoder, scale=20.0)
+    SentenceTransformerTrainer(model=encoder, args=arguments, train_dataset=dataset, loss=loss).train()
+    encoder.save(str(folder / "peer"))
+    return folder / "peer"
+
+
+def with_this_program(model: Path, text: Path, steps: int, seed: int, folder: Path) -> Path:
+    """Train with this program's form of the same objective and return the run."""
+    settings = {"data": str(text), "model": str(model), "output": str(folder / "ours"), "max_steps": steps, "seed": seed}
+    return train(make_config({**settings, "objective": "infonce", "projection": "off"})).folder
+
+
+def main(
+    data: Annotated[Path, typer.Option(help="Folder with corpora/wikipedia-en.txt.xz and sts/STSBenchmark.")],
+    model: Annotated[Path, typer.Option(help="Starting weights.")] = STARTER_FOLDER,
+    steps: int = 100,
+    sentences: int = 20_000,
+    seeds: Annotated[str, typer.Option(help="Seeds, with commas.")] = "1,2,3,4,5",
+) -> None:
+    """Compare the two."""
+    pairs = read_pairs(data / "sts/STSBenchmark/sts-test.csv")
+    with lzma.open(data / "corpora/wikipedia-en.txt.xz", "rt", encoding="utf-8", newline="\n") as stream:
+        chosen = [line.strip() for line in itertools.islice(stream, sentences)]
+    start = similarity_score(load_encoder(model), pairs)
+    typer.echo(f"{platform.machine()}, {torch.get_num_threads()} threads, {steps} steps of 64, STS-B test before {start:.2f}")
+    scores: dict[str, list[float]] = {"sentence-transformers": [], "simcse-train": []}
+    with tempfile.TemporaryDirectory() as name:
+        text = Path(name) / "text.txt"
+        text.write_text("\n".join(chosen) + "\n", encoding="utf-8")
+        for seed in map(int, seeds.split(",")):
+            folder = Path(name) / str(seed)
+            folder.mkdir()
+            found = {
+                "sentence-transformers": with_sentence_transformers(model, chosen, steps, seed, folder),
+                "simcse-train": with_this_program(model, text, steps, seed, folder),
+            }
+            for trainer, path in found.items():
+                scores[trainer].append(similarity_score(load_encoder(path), pairs) or 0.0)
+            typer.echo(f"seed {seed}  " + "  ".join(f"{trainer} {values[-1]:.3f}" for trainer, values in scores.items()))
+    for trainer, values in scores.items():
+        typer.echo(
+            f"{trainer:<22} mean {mean(values):.3f}  standard deviation {stdev(values):.3f}  range {min(values):.3f} to {max(values):.3f}"
+        )
+    means = [mean(values) for values in scores.values()]
+    typer.echo(f"difference of the means {abs(means[0] - means[1]):.3f}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

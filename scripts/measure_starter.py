@@ -1,0 +1,96 @@
+"""Print what the bundled encoder scores, alone and after SimCSE: the table of its README.
+
+    pip install -e ".[bench]"
+    python scripts/measure_starter.py --data ../shared/data --runs runs/starter
+
+Trains once for each seed on Wikipedia with the program's defaults (runs that are there already are read, not repeated), then on the
+example text with the quickstart's settings. STS-B test is scored at the checkpoint of 100,032 sentences and at the end.
+"""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from sklearn.feature_extraction.text import TfidfVectorizer
+from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+from simcse_train import TrainConfig, load_encoder, train
+from simcse_train.checkpoint import checkpoint_path
+from simcse_train.config import make_config, read_settings
+from simcse_train.encoder import Encoder
+from simcse_train.evaluation import Pair, read_pairs, similarity_score, spearman
+from simcse_train.loading import STARTER_FOLDER
+
+STEPS, HUNDRED_THOUSAND = 2000, 1563  # steps of 64 sentences; the second is 100,032 sentences
+
+
+def tfidf_score(pairs: list[Pair]) -> float:
+    """Return Spearman x 100 of TF-IDF cosines."""
+    vectorizer = TfidfVectorizer().fit([sentence for pair in pairs for sentence in pair[:2]])
+    first, second = (vectorizer.transform([pair[i] for pair in pairs]) for i in (0, 1))
+    return spearman(np.asarray(first.multiply(second).sum(axis=1)).ravel(), np.array([pair.score for pair in pairs])) or 0.0
+
+
+def random_encoder(seed: int) -> Encoder:
+    """Return an encoder of the starter's shape and tokenizer with random weights."""
+    torch.manual_seed(seed)
+    model = AutoModel.from_config(AutoConfig.from_pretrained(STARTER_FOLDER))
+    return Encoder(model, AutoTokenizer.from_pretrained(STARTER_FOLDER), "mean", 64)
+
+
+def score(path: Path | str, pairs: list[Pair]) -> float:
+    """Return an encoder's Spearman x 100."""
+    return similarity_score(load_encoder(path), pairs) or 0.0
+
+
+def line(name: str, values: list[float]) -> None:
+    """Print a row of the table."""
+    spread = f" +- {stdev(values):.2f}" if len(values) > 1 else ""
+    typer.echo(f"{name:<44}{mean(values):>8.2f}{spread}   " + " ".join(f"{value:.2f}" for value in values))
+
+
+def main(
+    data: Annotated[Path, typer.Option(help="Folder with corpora/wikipedia-en.txt.xz and sts/STSBenchmark.")],
+    runs: Annotated[Path, typer.Option(help="Where the runs are, or go.")] = Path("runs/starter"),
+    seeds: Annotated[str, typer.Option(help="Seeds, with commas.")] = "1,2,3,4,5",
+    quickstart_only: Annotated[bool, typer.Option(help="Leave the Wikipedia runs out.")] = False,
+) -> None:
+    """Measure the starter."""
+    numbers = [int(seed) for seed in seeds.split(",")]
+    pairs = read_pairs(data / "sts/STSBenchmark/sts-test.csv")
+    typer.echo(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, seeds {seeds}")
+    typer.echo("STS-B test, Spearman x 100")
+    line("TF-IDF cosine", [tfidf_score(pairs)])
+    line("random weights", [similarity_score(random_encoder(seed), pairs) or 0.0 for seed in numbers])
+    line("starter", [score("starter", pairs)])
+    if not quickstart_only:
+        hundred, final, dev = [], [], []
+        for seed in numbers:
+            folder = runs / f"wiki{seed}"
+            if not checkpoint_path(folder, HUNDRED_THOUSAND).is_dir():
+                settings = {"data": str(data / "corpora/wikipedia-en.txt.xz"), "eval": str(data / "sts/STSBenchmark/sts-dev.csv")}
+                train(TrainConfig(**settings, output=str(folder), max_steps=STEPS, save_every=HUNDRED_THOUSAND, keep=5, seed=seed))  # type: ignore[arg-type]
+            hundred.append(score(checkpoint_path(folder, HUNDRED_THOUSAND), pairs))
+            if (folder / "encoder").is_dir():
+                final.append(score(checkpoint_path(folder, STEPS), pairs))
+                dev.append(score(folder / "encoder", read_pairs(data / "sts/STSBenchmark/sts-dev.csv")))
+        line("after 100,032 sentences of Wikipedia", hundred)
+        line("after 2000 steps", final)
+        line("STS-B dev, starter", [score("starter", read_pairs(data / "sts/STSBenchmark/sts-dev.csv"))])
+        line("STS-B dev, the exported encoder", dev)
+    typer.echo("Quickstart, examples/pairs.tsv and uniformity")
+    settings = read_settings(Path("configs/quickstart.yaml"))
+    for seed in numbers:
+        run = train(make_config(settings | {"seed": seed, "output": str(runs / f"quickstart{seed}")}))
+        changes = (f"{name} {run.before[name]:.4f} -> {run.after[name]:.4f}" for name in ("score", "uniformity"))
+        typer.echo(f"seed {seed}: " + ", ".join(changes))
+
+
+if __name__ == "__main__":
+    typer.run(main)
