@@ -34,7 +34,7 @@ from simcse_train.loading import STARTER_FOLDER
 def with_sentence_transformers(model: Path, sentences: list[str], steps: int, seed: int, folder: Path) -> Path:
     """Train with the peer's recipe and return the saved model."""
     encoder = SentenceTransformer(str(model), device="cpu")
-    encoder.max_seq_length = 32
+    evaluated_length, encoder.max_seq_length = encoder.max_seq_length, 32
     arguments = SentenceTransformerTrainingArguments(
         output_dir=str(folder / "trainer"),
         max_steps=steps,
@@ -50,6 +50,7 @@ def with_sentence_transformers(model: Path, sentences: list[str], steps: int, se
     dataset = Dataset.from_dict({"anchor": sentences, "positive": sentences})
     loss = MultipleNegativesRankingLoss(encoder, scale=20.0)
     SentenceTransformerTrainer(model=encoder, args=arguments, train_dataset=dataset, loss=loss).train()
+    encoder.max_seq_length = evaluated_length
     encoder.save(str(folder / "peer"))
     return folder / "peer"
 

@@ -25,6 +25,7 @@ from simcse_train.checkpoint import checkpoint_path
 from simcse_train.config import make_config, read_settings
 from simcse_train.encoder import Encoder
 from simcse_train.evaluation import Pair, read_pairs, similarity_score, spearman
+from simcse_train.export import choose_checkpoint
 from simcse_train.loading import STARTER_FOLDER
 
 STEPS, HUNDRED_THOUSAND = 2000, 1563  # steps of 64 sentences; the second is 100,032 sentences
@@ -70,17 +71,19 @@ def main(
     line("random weights", [similarity_score(random_encoder(seed), pairs) or 0.0 for seed in numbers])
     line("starter", [score("starter", pairs)])
     if not quickstart_only:
-        hundred, final, dev = [], [], []
+        hundred, best, final, dev = [], [], [], []
         for seed in numbers:
             folder = runs / f"wiki{seed}"
             if not checkpoint_path(folder, HUNDRED_THOUSAND).is_dir():
                 settings = {"data": str(data / "corpora/wikipedia-en.txt.xz"), "eval": str(data / "sts/STSBenchmark/sts-dev.csv")}
                 train(TrainConfig(**settings, output=str(folder), max_steps=STEPS, save_every=HUNDRED_THOUSAND, keep=5, seed=seed))  # type: ignore[arg-type]
             hundred.append(score(checkpoint_path(folder, HUNDRED_THOUSAND), pairs))
-            if (folder / "encoder").is_dir():
+            best.append(score(choose_checkpoint(folder, checkpoint_path(folder, HUNDRED_THOUSAND), None), pairs))
+            if checkpoint_path(folder, STEPS).is_dir():
                 final.append(score(checkpoint_path(folder, STEPS), pairs))
                 dev.append(score(folder / "encoder", read_pairs(data / "sts/STSBenchmark/sts-dev.csv")))
         line("after 100,032 sentences of Wikipedia", hundred)
+        line("the best of them by STS-B dev", best)
         line("after 2000 steps", final)
         line("STS-B dev, starter", [score("starter", read_pairs(data / "sts/STSBenchmark/sts-dev.csv"))])
         line("STS-B dev, the exported encoder", dev)

@@ -392,6 +392,6 @@ def _verdict(before: Mapping[str, float], after: Mapping[str, float], labelled: 
     if gain > 0:
         return f"{spread_words} and the score rose by {gain:.2f}: training spread out what the encoder knows."
     return (
-        f"{spread_words}, but the score did not rise ({gain:+.2f}): training spread out noise. Start from a stronger --model, or try a "
-        "lower --learning-rate or fewer steps."
+        f"{spread_words} and the score fell by {-gain:.2f}: training spread out noise. Start from a stronger --model, or try a lower "
+        "--learning-rate, fewer steps, or text that is closer to the labelled pairs."
     )
