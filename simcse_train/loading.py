@@ -58,7 +58,7 @@ def load_encoder(name_or_path: str | Path, *, pooling: str = "auto", dropout: fl
     missing = sorted(key for key in report["missing_keys"] if "pooler" not in key)
     if missing:
         raise InputError(
-            f"--model {name_or_path} lacks weights of a {config.model_type} encoder, {missing[0]!r} the first of "
+            f"The encoder {name_or_path} lacks weights of a {config.model_type} encoder, {missing[0]!r} the first of "
             f"{len(missing)}. The files are those of another kind of model, or damaged: fetch or export it again."
         )
     if len(missing) < len(report["missing_keys"]):
@@ -79,11 +79,11 @@ def _find_source(name_or_path: str) -> str:
             return str(folder)
     if path.exists():
         raise InputError(
-            f"--model {name_or_path} holds no encoder: there is no config.json in it. Give the folder that save_pretrained "
+            f"The folder {name_or_path} holds no encoder: there is no config.json in it. Give the folder that save_pretrained "
             "or simcse-train wrote."
         )
     if len(path.parts) > 2 or path.is_absolute() or name_or_path.startswith((".", "~")):
-        raise InputError(f"--model {name_or_path}: there is no such folder. Check the path, or use --model {STARTER}.")
+        raise InputError(f"The encoder {name_or_path}: there is no such folder. Check the path, or use --model {STARTER}.")
     return name_or_path
 
 
@@ -103,20 +103,20 @@ def _must_stay_offline(source: str) -> bool:
 def _loading_failed(name: str | Path, source: str, local_only: bool, error: Exception) -> str:
     if Path(source).is_dir():
         reason = " ".join(str(error).split())[:300]
-        return f"--model {name} can't be loaded as an encoder ({reason}). Weights must be safetensors files."
+        return f"The encoder {name} can't be loaded as an encoder ({reason}). Weights must be safetensors files."
     if local_only:
         return (
-            f"--model {name} is neither a folder here nor in the local Hugging Face cache, and the hub can't be reached. "
+            f"The encoder {name} is neither a folder here nor in the local Hugging Face cache, and the hub can't be reached. "
             f"Give the path of a downloaded model, go online, or use the bundled encoder: --model {STARTER}."
         )
     reason = " ".join(str(error).split())[:300]
-    return f"--model {name} can't be had from the Hugging Face hub ({reason}). Check the name, or use --model {STARTER}."
+    return f"The encoder {name} can't be had from the Hugging Face hub ({reason}). Check the name, or use --model {STARTER}."
 
 
 def _check_sizes(config: PretrainedConfig, source: str) -> None:
     """Refuse what is no encoder, and a configuration whose claimed size no machine holds, before any memory is taken."""
     if config.is_encoder_decoder or getattr(config, "is_decoder", False):
-        raise InputError(f"--model {source} is a {config.model_type} with a decoder; SimCSE trains encoders such as BERT.")
+        raise InputError(f"The encoder {source} is a {config.model_type} with a decoder; SimCSE trains encoders such as BERT.")
     number = {name: value for name, value in config.to_dict().items() if isinstance(value, int)}
     hidden = int(getattr(config, "hidden_size", 0) or 0)
     layers = int(getattr(config, "num_hidden_layers", 0) or 0)
@@ -125,7 +125,7 @@ def _check_sizes(config: PretrainedConfig, source: str) -> None:
     parameters = hidden * (tables + layers * (4 * hidden + 2 * inner))
     if layers > MAX_LAYERS or parameters > MAX_PARAMETERS or min(hidden, layers, parameters) <= 0:
         raise InputError(
-            f"--model {source}: its config.json claims {layers} layers of {hidden} and about {parameters:,} weights, which is "
+            f"The encoder {source}: its config.json claims {layers} layers of {hidden} and about {parameters:,} weights, which is "
             "no usable encoder. The file is damaged, or not what it says."
         )
 
@@ -156,7 +156,7 @@ def _pooling_of(source: str, local_only: bool) -> str:
     modes |= {settings["pooling_mode"]} if "pooling_mode" in settings else set()
     if "Dense" in modules or len(modes) != 1 or not modes <= {"cls", "mean"}:
         raise InputError(
-            f"--model {source} pools with {' and '.join(sorted(modes)) or 'nothing'}"
+            f"The encoder {source} pools with {' and '.join(sorted(modes)) or 'nothing'}"
             f"{' and a dense layer' if 'Dense' in modules else ''}; only cls and mean can be trained here. "
             "Choose one with --pooling."
         )

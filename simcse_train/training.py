@@ -182,7 +182,6 @@ class _Training:
         self.total = config.max_steps or config.epochs * self.per_epoch
         self.step = 0
         self.best: tuple[int, float] | None = None
-        self.started_from = 0
         self.announce(held_out)
 
     def announce(self, held_out: int) -> None:
@@ -208,10 +207,11 @@ class _Training:
             self.accelerator.scaler.load_state_dict(state.scaler)
         if state.step > self.total:
             raise InputError(f"{checkpoint} is at step {state.step}, beyond the {self.total} asked for. --max-steps can only be raised.")
-        self.step = self.started_from = state.step
+        self.step = state.step
         if state.best_step is not None and state.best_score is not None:
             self.best = (state.best_step, state.best_score)
-        kept = [line for line in read_metrics(self.folder) if line["step"] <= self.step]
+        # What was logged after the checkpoint will be logged again, and so will the start if nothing came after it.
+        kept = [line for line in read_metrics(self.folder) if line["step"] <= self.step and self.step > 0]
         write_text(self.folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
         write_text(self.folder / "config.yaml", config_yaml(self.config))
         logger.info(f"Going on from {checkpoint}, step {self.step} of {self.total}.")
