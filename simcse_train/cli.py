@@ -108,7 +108,7 @@ def train_command(
     if version:
         typer.echo(f"simcse-train {__version__}")
         return
-    given = {name: value for name, value in context.params.items() if name in TrainConfig.model_fields and value not in (None, [])}
+    given = {name: value for name, value in context.params.items() if name in TrainConfig.model_fields and value not in (None, [], ())}
     from_file: dict[str, Any] = read_settings(config) if config else {}
     if resume is not None:
         from simcse_train.training import resume as go_on
