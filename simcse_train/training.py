@@ -52,6 +52,7 @@ from simcse_train.loading import load_encoder
 from simcse_train.loss import OBJECTIVES
 from simcse_train.plan import changed, check_space, new_run_folder, remove_unused, resolve
 from simcse_train.stopping import StopRequests
+from simcse_train.texts import find_files
 
 HELD_OUT = 512
 logger = logging.getLogger(__name__)
@@ -88,6 +89,9 @@ def train(config: TrainConfig) -> Run:
     run = new_run_folder(config)
     with only_writer(run):
         try:
+            # Whatever can be known to be wrong in a moment is said before the encoder is loaded.
+            find_files(entry for entry in config.data if entry != "-")
+            pairs = read_pairs(Path(config.eval)) if config.eval else None
             encoder = load_encoder(config.model, pooling=config.pooling, dropout=config.dropout)
             if config.model == STARTER:
                 logger.info("Encoder: the bundled starter, a small English BERT. --model takes any other, such as bert-base-uncased.")
@@ -96,7 +100,6 @@ def train(config: TrainConfig) -> Run:
                 spread = encoder.model.config.initializer_range
                 encoder.head = projection_head(encoder.hidden_size, seed=config.seed, initializer_range=spread)
             corpus = open_corpus(config.data, config.text_column, encoder, config.max_length)
-            pairs = read_pairs(Path(config.eval)) if config.eval else None
             check_space(encoder, config, run)
             (run / "config.yaml").write_text(config_yaml(config), encoding="utf-8")
         except BaseException:
