@@ -166,7 +166,7 @@ def _parquet(raw: BinaryIO, path: Path, text_column: str | None) -> Iterator[str
         for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=[column]):
             for value in batch.column(0).to_pylist():
                 yield value or ""
-    except (pa.ArrowException, OSError, UnicodeDecodeError, NotImplementedError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not a readable parquet file ({' '.join(str(error).split())[:200]}). Write it again.") from None
 
 
