@@ -8,7 +8,7 @@ training is hopeless in an hour on a CPU; distillation is not. The teacher is al
 2. vectors: the teacher's mean-pooled, normalised embedding of each text;
 3. student: a BERT over the teacher's most useful word pieces. Its first embedding matrix is the teacher's embedding of each piece
    on its own, projected onto the principal directions of the teacher's space; so are its targets. It learns from the cosine
-   distance to the target and from the squared error of all pairwise cosines in a batch;
+   distance to the target and from the squared error of all pairwise cosines in a batch, first without dropout and then with it;
 4. folder: half-precision weights, tokenizer and pooling files in `simcse_train/starter/`.
 
     pip install -e ".[starter]"
@@ -55,6 +55,10 @@ VOCABULARY = 14_000
 HIDDEN, LAYERS, HEADS, INTERMEDIATE, POSITIONS = 256, 2, 4, 1024, 128
 MAX_LENGTH = 64
 BATCH = 256
+DROPOUT = 0.1
+# The same function, since a layer norm follows, but AdamW's steps of a fixed size then move the embeddings 8 times less. A rare word
+# gets such a step whenever it occurs, and SimCSE's gradients, tiny on a good encoder, would scatter it.
+EMBEDDING_SCALE = 8
 PAIR_WEIGHT = 20.0  # brings the squared error of cosines (about 0.01) to the size of the cosine distance (about 0.2)
 
 
@@ -188,19 +192,19 @@ def train_student(
     rows: list[list[int]],
     vectors: np.ndarray,
     directions: Tensor,
-    work: Path,
+    state_file: Path,
     epochs: int,
     learning_rate: float,
+    dropout: bool,
     seed: int,
     log: Path,
 ) -> None:
-    """Train the student in place; a checkpoint every 250 steps lets a killed build go on with the same bits."""
+    """Train the student in place, with or without dropout; a checkpoint every 250 steps lets a killed build go on with the same bits."""
     lengths = np.array([len(r) for r in rows])
     per_epoch = math.ceil((len(rows) - HELD_OUT) / BATCH)
     total = epochs * per_epoch
     optimizer = torch.optim.AdamW(student.parameters(), lr=learning_rate, weight_decay=0.01, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min((s + 1) / 400, max(0.0, (total - s) / (total - 400))))
-    state_file = work / "student.pt"
     step = 0
     if state_file.exists():
         state = torch.load(state_file, weights_only=True)
@@ -216,16 +220,19 @@ def train_student(
         return student_loss(embeddings, normalize(teacher @ directions), teacher)
 
     def held_out() -> str:
+        student.eval()
         with torch.inference_mode():
             parts = [losses(b) for b in np.array_split(np.arange(len(rows) - HELD_OUT, len(rows)), 8)]
+        student.train(dropout)
         return f"held-out cosine {torch.stack([c for c, _ in parts]).mean():.4f} pairs {torch.stack([p for _, p in parts]).mean():.5f}"
 
-    student.eval()  # no dropout: a student this small underfits
+    student.train(dropout)
     began, done = time.perf_counter(), step
     while step < total:
         epoch = step // per_epoch
         batches = batches_by_length(lengths[: len(rows) - HELD_OUT], BATCH, np.random.default_rng([seed, epoch]))
         for batch in batches[step - epoch * per_epoch :]:
+            torch.manual_seed(step)  # the noise of a step, whether or not the build was killed before it
             cosine, pairs = losses(batch)
             optimizer.zero_grad(set_to_none=True)
             (cosine + PAIR_WEIGHT * pairs).backward()
@@ -254,7 +261,10 @@ def save_starter(student: BertModel, tokenizer: PreTrainedTokenizerBase, output:
     output.mkdir(parents=True, exist_ok=True)
     student.save_pretrained(output)
     tokenizer.save_pretrained(output)
-    weights = {name: tensor.half() for name, tensor in load_file(output / "model.safetensors").items()}
+    weights = load_file(output / "model.safetensors")
+    for name in ("word", "position", "token_type"):
+        weights[f"embeddings.{name}_embeddings.weight"] *= EMBEDDING_SCALE
+    weights = {name: tensor.half() for name, tensor in weights.items()}
     save_file(weights, output / "model.safetensors", metadata={"format": "pt"})
     modules = [
         {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
@@ -271,7 +281,7 @@ def main(
     data: Annotated[Path, typer.Option(help="Folder with the corpora named in SOURCES.")],
     work: Annotated[Path, typer.Option(help="Folder for the stages of the build.")] = Path("build/starter"),
     output: Annotated[Path, typer.Option(help="Where the finished encoder goes.")] = Path("simcse_train/starter"),
-    epochs: int = 4,
+    epochs: Annotated[int, typer.Option(help="Passes over the texts without dropout; one with it follows.")] = 4,
     learning_rate: float = 1e-3,
     seed: int = 0,
 ) -> None:
@@ -307,6 +317,8 @@ def main(
         num_attention_heads=HEADS,
         intermediate_size=INTERMEDIATE,
         max_position_embeddings=POSITIONS,
+        hidden_dropout_prob=DROPOUT,
+        attention_probs_dropout_prob=DROPOUT,
         pad_token_id=tokenizer.pad_token_id,
     )
     student = BertModel(config, add_pooling_layer=False)
@@ -314,7 +326,10 @@ def main(
     with torch.no_grad():
         student.embeddings.word_embeddings.weight.copy_(pieces * (0.05 * math.sqrt(HIDDEN) / pieces.norm(dim=1, keepdim=True)))
         student.embeddings.word_embeddings.weight[tokenizer.pad_token_id].zero_()
-    train_student(student, rows, vectors, directions, work, epochs, learning_rate, seed, log)
+    # Without dropout first: a student this small underfits. With it last: SimCSE's two views then start close together, and training
+    # spreads sentences out instead of teaching the encoder to bear dropout.
+    train_student(student, rows, vectors, directions, work / "student.pt", epochs, learning_rate, False, seed, log)
+    train_student(student, rows, vectors, directions, work / "robust.pt", 1, learning_rate / 2, True, seed + 1, log)
     save_starter(student, tokenizer, output)
     write(log, f"written {output}")
 
