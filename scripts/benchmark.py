@@ -14,8 +14,8 @@ The bound is what the machine could reach: the floating-point operations that th
 multiplies matrices of the model's own shapes, measured in the same rounds. Embeddings, norms, dropout, softmax, the loss, the head and
 the optimiser count as free in it, and attention as fast as the large products, so nothing reaches 100 %.
 
-How many sentences a second the text's sentences are counted in, not their two views. Memory is the peak of the process (of the card,
-where there is one, too); data loader workers come on top.
+Sentences a second are the text's sentences, not their two views. Memory is the peak of the process, and of the card where there is
+one; data loader workers come on top.
 """
 
 from __future__ import annotations
@@ -303,6 +303,8 @@ def bucketed(lengths: Sequence[int], batch_size: int, seed: int) -> list[list[in
 def _synchronize(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
+    elif device == "mps":
+        torch.mps.synchronize()
 
 
 def _peak_memory() -> float:
