@@ -6,11 +6,14 @@
 Both start from the same weights, learn from the same sentences for the same number of steps with the same settings (batch 64, rate
 3e-5 falling linearly to 0, max length 32, gradient norm 1), and are scored on STS-B test by the same function: sentence-transformers
 with MultipleNegativesRankingLoss at scale 20 on pairs of a sentence and itself, this program with `--objective infonce --projection off`.
-The order of the data and the dropout noise differ, so several seeds are needed.
+The order of the data and the dropout noise differ, so several seeds are needed. This program learns twice, with packed batches, as it
+comes, and with padded ones: the two draw their noise in another order and must end within the spread of the seeds. `--trainers` leaves
+contenders out.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import lzma
 import platform
@@ -18,6 +21,7 @@ import tempfile
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Annotated
+from unittest.mock import patch
 
 import torch
 import typer
@@ -29,6 +33,8 @@ from simcse_train import load_encoder, train
 from simcse_train.config import make_config
 from simcse_train.evaluation import read_pairs, similarity_score
 from simcse_train.loading import STARTER_FOLDER
+
+TRAINERS = ("sentence-transformers", "simcse-train", "padded")
 
 
 def with_sentence_transformers(model: Path, sentences: list[str], steps: int, seed: int, folder: Path) -> Path:
@@ -55,10 +61,14 @@ def with_sentence_transformers(model: Path, sentences: list[str], steps: int, se
     return folder / "peer"
 
 
-def with_this_program(model: Path, text: Path, steps: int, seed: int, folder: Path) -> Path:
+def with_this_program(model: Path, text: Path, steps: int, seed: int, folder: Path, *, packed: bool) -> Path:
     """Train with this program's form of the same objective and return the run."""
-    settings = {"data": str(text), "model": str(model), "output": str(folder / "ours"), "max_steps": steps, "seed": seed}
-    return train(make_config({**settings, "objective": "infonce", "projection": "off"})).folder
+    target = folder / ("packed" if packed else "padded")
+    settings = {"data": str(text), "model": str(model), "output": str(target), "max_steps": steps, "seed": seed}
+    config = make_config({**settings, "objective": "infonce", "projection": "off"})
+    # Users have no switch for it: what an encoder can do is found out when it is loaded.
+    with contextlib.nullcontext() if packed else patch("simcse_train.encoder._packs_exactly", return_value=False):
+        return train(config).folder
 
 
 def main(
@@ -67,33 +77,37 @@ def main(
     steps: int = 100,
     sentences: int = 20_000,
     seeds: Annotated[str, typer.Option(help="Seeds, with commas.")] = "1,2,3,4,5",
+    trainers: Annotated[str, typer.Option(help=f"Of {', '.join(TRAINERS)}, with commas.")] = ",".join(TRAINERS),
 ) -> None:
-    """Compare the two."""
+    """Compare them."""
+    chosen_trainers = trainers.split(",")
+    if unknown := [trainer for trainer in chosen_trainers if trainer not in TRAINERS]:
+        typer.echo(f"--trainers {unknown[0]}: it is one of {', '.join(TRAINERS)}.", err=True)
+        raise typer.Exit(2)
     pairs = read_pairs(data / "sts/STSBenchmark/sts-test.csv")
     with lzma.open(data / "corpora/wikipedia-en.txt.xz", "rt", encoding="utf-8", newline="\n") as stream:
         chosen = [line.strip() for line in itertools.islice(stream, sentences)]
     start = similarity_score(load_encoder(model), pairs)
     typer.echo(f"{platform.machine()}, {torch.get_num_threads()} threads, {steps} steps of 64, STS-B test before {start:.2f}")
-    scores: dict[str, list[float]] = {"sentence-transformers": [], "simcse-train": []}
+    scores: dict[str, list[float]] = {trainer: [] for trainer in chosen_trainers}
     with tempfile.TemporaryDirectory() as name:
         text = Path(name) / "text.txt"
         text.write_text("\n".join(chosen) + "\n", encoding="utf-8")
         for seed in map(int, seeds.split(",")):
             folder = Path(name) / str(seed)
             folder.mkdir()
-            found = {
-                "sentence-transformers": with_sentence_transformers(model, chosen, steps, seed, folder),
-                "simcse-train": with_this_program(model, text, steps, seed, folder),
-            }
-            for trainer, path in found.items():
-                scores[trainer].append(similarity_score(load_encoder(path), pairs) or 0.0)
+            for trainer, values in scores.items():
+                if trainer == "sentence-transformers":
+                    path = with_sentence_transformers(model, chosen, steps, seed, folder)
+                else:
+                    path = with_this_program(model, text, steps, seed, folder, packed=trainer == "simcse-train")
+                values.append(similarity_score(load_encoder(path), pairs) or 0.0)
             typer.echo(f"seed {seed}  " + "  ".join(f"{trainer} {values[-1]:.3f}" for trainer, values in scores.items()))
     for trainer, values in scores.items():
-        typer.echo(
-            f"{trainer:<22} mean {mean(values):.3f}  standard deviation {stdev(values):.3f}  range {min(values):.3f} to {max(values):.3f}"
-        )
-    means = [mean(values) for values in scores.values()]
-    typer.echo(f"difference of the means {abs(means[0] - means[1]):.3f}")
+        spread = f"{stdev(values):.3f}" if len(values) > 1 else "unknown"
+        typer.echo(f"{trainer:<22} mean {mean(values):.3f}  standard deviation {spread}  range {min(values):.3f} to {max(values):.3f}")
+    for first, second in itertools.combinations(scores, 2):
+        typer.echo(f"difference of the means of {first} and {second}: {abs(mean(scores[first]) - mean(scores[second])):.3f}")
 
 
 if __name__ == "__main__":
