@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -197,8 +198,9 @@ def main() -> NoReturn:
     logger.handlers = [_Screen()]
     try:
         sys.exit(app(standalone_mode=False) or DONE)
-    except (typer.Abort, KeyboardInterrupt):
-        _leave("Stopped at once. If a checkpoint was saved before, this goes on from it: simcse-train --resume RUN", SIGNALLED + 2)
+    except (typer.Abort, KeyboardInterrupt) as error:
+        number = getattr(error, "signal_number", signal.SIGINT)
+        _leave("Stopped at once. If a checkpoint was saved before, this goes on from it: simcse-train --resume RUN", SIGNALLED + number)
     except InputError as error:
         _leave(str(error), WRONG_INPUT)
     except Exception as error:

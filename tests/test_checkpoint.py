@@ -121,7 +121,7 @@ def test_a_save_that_fails_leaves_the_old_folder_and_no_temporary(tmp_path: Path
 def test_pruning_spares_the_newest_and_the_best(tmp_path: Path) -> None:
     for step in range(1, 7):
         (tmp_path / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)
-    prune(tmp_path, 2, best_step=3)
+    prune(tmp_path, 2, 6, best_step=3)
     assert [p.name for p in checkpoints(tmp_path)] == ["step-00000003", "step-00000005", "step-00000006"]
 
 
