@@ -4,9 +4,9 @@
 
 Each life of the run is a process of its own that runs the command line and is ended by SIGKILL: while it starts, between and within
 steps, inside a save, inside the export. So that kills fall between any two changes to the disk, every one of them is slowed down by a
-hook that is set in the process from here; the program knows nothing of it. The first and the last process of each run, and the
-undisturbed run, are plain `python -m simcse_train` without the hook. The others are forked from a process that has imported the
-program and done nothing else, which spares each the seconds that importing takes. Ends with status 1 if anything was lost.
+hook that is set in the process from here; the program knows nothing of it. The undisturbed run is a plain `python -m simcse_train`.
+The lives are forked from a process that has imported the program and done nothing else, which spares each the seconds that importing
+takes; the last one has no hook. Ends with status 1 if anything was lost.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ PHASES = ("starting", "reading the text", "training", "saving", "exporting")
 CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "open")  # audit events that come before a change to the disk
 
 SAVE_EVERY = 2
-SAVES_PER_KILL = 3  # so many are planned that the run outlives its kills
+SAVES_PER_KILL = 2  # so many are planned that the run outlives its kills
 SLOW = 0.004  # seconds before each change to the disk; a save makes about sixty
 
 processes = multiprocessing.get_context("forkserver")
@@ -72,7 +72,11 @@ def torture(folder: Path, precision: str, kills: int, seed: int) -> Verdict:
     began, rng, verdict = time.monotonic(), random.Random(seed), Verdict(precision)
     start = _start(folder, precision, steps=SAVE_EVERY * SAVES_PER_KILL * kills)
     whole, run, cache = folder / "whole", folder / "run", folder / "cache"
-    _plain([*start, "--output", str(whole)], folder / "cache-of-whole", folder)
+    with (folder / "screen.txt").open("a") as screen:
+        # The options that come last win. That saving does not change what is computed is part of what is tested.
+        command = [sys.executable, "-m", "simcse_train", *start, "--output", str(whole), "--save-every", "1000000"]
+        cache_of_whole = str(folder / "cache-of-whole")
+        subprocess.run(command, env={**os.environ, "XDG_CACHE_HOME": cache_of_whole}, stdout=screen, stderr=screen, check=True)
 
     # The first kills are aimed at what comes before the first checkpoint, the last ones at the export; between them half fall into a save.
     early, late = max(1, kills // 20), max(1, kills // 10)
@@ -83,7 +87,7 @@ def torture(folder: Path, precision: str, kills: int, seed: int) -> Verdict:
     while aims:
         arguments = ["--resume", str(run)] if (run / "config.yaml").exists() else [*start, "--output", str(run)]
         phase = processes.RawValue("i", STARTING)
-        life = processes.Process(target=live, args=(arguments, str(folder), phase))
+        life = processes.Process(target=live, args=(arguments, str(folder), phase, SLOW))
         life.start()
         skipped = rng.randrange(3) if aims[0] == SAVING else 0
         _wait(life, phase, aims[0], skipped, lasts)
@@ -97,14 +101,18 @@ def torture(folder: Path, precision: str, kills: int, seed: int) -> Verdict:
             aims.pop(0)
             verdict.kills[PHASES[phase.value]] += 1
             _inspect(run, cache, verdict)
-    _plain(["--resume", str(run)], cache, folder)
+    last = processes.Process(target=live, args=(["--resume", str(run)], str(folder), processes.RawValue("i"), 0.0))
+    last.start()
+    last.join()
+    if last.exitcode != 0:
+        verdict.failures.append(f"the last life ended with status {last.exitcode}: {_last_words(folder)}")
     _compare(whole, run, cache, verdict)
     verdict.seconds = time.monotonic() - began
     return verdict
 
 
-def live(arguments: list[str], folder: str, phase: Any) -> None:
-    """Be one life of the program: run the command line with every change to the disk slowed down, and note the phase it is in."""
+def live(arguments: list[str], folder: str, phase: Any, seconds: float) -> None:
+    """Be one life of the program: run the command line, note the phase it is in, and wait before every change to the disk."""
     os.environ["XDG_CACHE_HOME"] = f"{folder}/cache"
     screen = os.open(f"{folder}/screen.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(screen, 1)
@@ -112,7 +120,7 @@ def live(arguments: list[str], folder: str, phase: Any) -> None:
 
     def slow(event: str, details: tuple[Any, ...]) -> None:
         if event in CHANGES and str(details[0]).startswith((f"{folder}/run", f"{folder}/cache")):
-            time.sleep(SLOW)
+            time.sleep(seconds)
 
     def noting(number: int, function: Callable[..., Any]) -> Callable[..., Any]:
         def noted(*args: Any, **kwargs: Any) -> Any:
@@ -180,13 +188,6 @@ def _compare(whole: Path, run: Path, cache: Path, verdict: Verdict) -> None:
 
 def _temporaries(*folders: Path) -> list[Path]:
     return [p for folder in folders for p in folder.rglob("*") if p.name.endswith((".partial", ".replaced"))]
-
-
-def _plain(arguments: list[str], cache: Path, folder: Path) -> None:
-    """Run the program as a user does, to its end."""
-    with (folder / "screen.txt").open("a") as screen:
-        command = [sys.executable, "-m", "simcse_train", *arguments]
-        subprocess.run(command, env={**os.environ, "XDG_CACHE_HOME": str(cache)}, stdout=screen, stderr=screen, check=True)
 
 
 def _last_words(folder: Path) -> str:

@@ -12,12 +12,13 @@ import hashlib
 import json
 import logging
 import os
+import secrets
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
@@ -152,32 +153,22 @@ def _build(
     files: list[Path], text_column: str | None, encoder: Encoder, max_length: int, folder: Path, before: list[tuple[int, int]]
 ) -> None:
     """Write the cache folder of a corpus, all of it or none; `before` is what the files looked like when they were hashed."""
+    partial = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.partial")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with (folder.parent / ".lock").open("w") as guard:
-            fcntl.flock(guard, fcntl.LOCK_EX)
-            _sweep(folder.parent)
-            partial = Path(tempfile.mkdtemp(suffix=".partial", prefix=f"{folder.name}.", dir=folder.parent))
-            in_use = (partial / "lock").open("w")  # the system drops it with the process, however it ends
-            fcntl.flock(in_use, fcntl.LOCK_EX)
-    except OSError as error:
-        raise InputError(
-            f"The cache folder {folder.parent} can't be written ({error.strerror}). Free it, or set XDG_CACHE_HOME to another folder."
-        ) from None
-    try:
-        hashes, lines, empty, cut = _write_sentences(files, text_column, encoder, max_length, partial / "sentences.arrow")
-        # Of equal sentences the first stays. 64-bit hashes: among 5 million lines the chance of one clash is below 1e-6.
-        rows = np.sort(np.unique(hashes, return_index=True)[1])
-        np.save(partial / "rows.npy", rows.astype(np.int64))
-        counts = Counts(lines, empty, len(hashes) - len(rows), int(cut[rows].sum()), len(rows))
-        (partial / "counts.json").write_text(json.dumps(asdict(counts)))
-        if [_stamp(path) for path in files] != before:
-            raise InputError(f"--data: {' '.join(map(str, files))} changed while it was read. Run again when it is complete.")
-        for file in partial.iterdir():
-            with file.open("rb") as stream:
-                os.fsync(stream.fileno())
-        if not folder.is_dir():
-            partial.rename(folder)
+        with _claim(partial):
+            hashes, lines, empty, cut = _write_sentences(files, text_column, encoder, max_length, partial / "sentences.arrow")
+            # Of equal sentences the first stays. 64-bit hashes: among 5 million lines the chance of one clash is below 1e-6.
+            rows = np.sort(np.unique(hashes, return_index=True)[1])
+            np.save(partial / "rows.npy", rows.astype(np.int64))
+            counts = Counts(lines, empty, len(hashes) - len(rows), int(cut[rows].sum()), len(rows))
+            (partial / "counts.json").write_text(json.dumps(asdict(counts)))
+            if [_stamp(path) for path in files] != before:
+                raise InputError(f"--data: {' '.join(map(str, files))} changed while it was read. Run again when it is complete.")
+            for file in partial.iterdir():
+                with file.open("rb") as stream:
+                    os.fsync(stream.fileno())
+            if not folder.is_dir():
+                partial.rename(folder)
     except OSError as error:
         if folder.is_dir():  # another run on the same text was faster
             return
@@ -187,7 +178,18 @@ def _build(
         ) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-        in_use.close()
+
+
+def _claim(partial: Path) -> IO[str]:
+    """Make a folder to build in, sweep those of dead processes, and return the open file whose lock says that this one is alive."""
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    with (partial.parent / ".lock").open("w") as guard:
+        fcntl.flock(guard, fcntl.LOCK_EX)
+        _sweep(partial.parent)
+        partial.mkdir()
+        alive = (partial / "lock").open("w")
+        fcntl.flock(alive, fcntl.LOCK_EX)
+    return alive
 
 
 def _sweep(parent: Path) -> None:
