@@ -182,9 +182,16 @@ def find_checkpoint(path: Path) -> tuple[Path, list[str]]:
         skipped.append(f"Skipped {candidate}: {reason}.")
     if skipped:
         raise InputError(f"{path} has no intact checkpoint. {' '.join(skipped)} Start the run again in another folder.")
+    if (path / "encoder").exists():
+        raise InputError(f"{path} is finished and its checkpoints are gone. Start a new run from its encoder: --model {path}/encoder.")
     if (path / "config.yaml").exists():
         raise InputError(f"{path} was stopped before its first checkpoint. Start it again: simcse-train --resume {path}")
     raise InputError(f"{path} is not a run: it has no checkpoints folder. Give the folder that simcse-train wrote, such as runs/NAME.")
+
+
+def never_saved(run: Path) -> bool:
+    """Say whether a run was stopped before its first checkpoint, so that nothing is lost by starting it again."""
+    return (run / "config.yaml").exists() and not checkpoints(run) and not (run / "encoder").exists()
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -269,7 +276,9 @@ def prune(run: Path, keep: int, step: int, best_step: int | None) -> None:
     spared = {newest} if best_step is None else {newest, checkpoint_path(run, best_step)}
     later = [path for path in checkpoints(run) if path.name > newest.name]
     earlier = [path for path in checkpoints(run) if path.name <= newest.name]
-    for path in {*earlier[:-keep], *later} - spared:
+    for path in [*reversed(later), *earlier[:-keep]]:
+        if path in spared:
+            continue
         # Renamed first: a deletion that is cut short must not leave what looks like a damaged checkpoint.
         doomed = path.with_name(f".{path.name}{PARTIAL}")
         shutil.rmtree(doomed, ignore_errors=True)
@@ -284,7 +293,8 @@ def sweep(run: Path) -> None:
     """Clear away what a process that was killed while it wrote left behind."""
     for folder in (run, run / "checkpoints"):
         for old in folder.glob(f".*{REPLACED}"):
-            _settle(old, old.with_name(old.name[1:].removesuffix(REPLACED)))
+            with contextlib.suppress(OSError):
+                _settle(old, old.with_name(old.name[1:].removesuffix(REPLACED)))
         for partial in folder.glob(f".*{PARTIAL}"):
             if partial.is_dir():
                 shutil.rmtree(partial, ignore_errors=True)

@@ -37,6 +37,7 @@ from simcse_train.checkpoint import (
     load_checkpoint_encoder,
     load_optimizer,
     load_state,
+    never_saved,
     only_writer,
     prune,
     run_to_resume,
@@ -127,7 +128,7 @@ def resume(path: Path, changes: Mapping[str, Any]) -> Run:
     run = run_to_resume(path)
     with only_writer(run), StopRequests() as stop:
         sweep(run)
-        if path == run and not checkpoints(run) and (run / "config.yaml").exists():
+        if path == run and never_saved(run):
             logger.info(f"{run} was stopped before its first checkpoint: starting from the beginning.")
             settings = read_settings(run / "config.yaml") | {"output": str(run)}
             training = _begin(run, changed(make_config(settings, source=f"{run}/config.yaml"), changes))
