@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -29,7 +30,8 @@ from simcse_train.encoder import Encoder, projection_head, save_encoder
 from simcse_train.loading import load_encoder
 
 MANIFEST = "manifest.json"
-PARTIAL = ".partial"
+PARTIAL = ".partial"  # being written, or being removed
+REPLACED = ".replaced"  # what was there before, until the new one stands in its place
 
 
 class SaveError(Exception):
@@ -56,6 +58,7 @@ class State:
     base_model: str
     scaler: dict[str, Any] | None  # of the gradients, with fp16
     versions: dict[str, str]
+    pairs: str | None = None  # fingerprint of the labelled pairs
 
     def config(self) -> TrainConfig:
         """Return the settings of the run; raises `InputError` if this version of the program does not know one of them."""
@@ -76,10 +79,12 @@ def save_checkpoint(run: Path, state: State, encoder: Encoder, optimizer: Optimi
             save_file(_contiguous(encoder.head.state_dict()), folder / "head.safetensors")
         save_file(optimizer_tensors(encoder, optimizer), folder / "optimizer.safetensors")
         (folder / "state.json").write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
-        (folder / MANIFEST).write_text(json.dumps({"files": manifest(folder)}, indent=2) + "\n", encoding="utf-8")
+        (folder / MANIFEST).write_text(_manifest_text(manifest(folder)), encoding="utf-8")
 
+    if not run.is_dir():
+        raise SaveError(f"The run folder {run} is gone, and the run with it. Start again: simcse-train --data TEXT --output {run}.")
     path = checkpoint_path(run, state.step)
-    if path.exists() and damage(path) is None and load_state(path) == state:
+    if damage(path) is None and _holds(path, state):
         return path  # a resumed run came by here before
     write_whole(path, write)
     if reason := damage(path):
@@ -90,21 +95,28 @@ def save_checkpoint(run: Path, state: State, encoder: Encoder, optimizer: Optimi
 def write_whole(target: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a temporary sibling of the folder `target`, flush it to disk, and put it in `target`'s place.
 
-    Raises `SaveError` if anything fails; then the sibling is gone and `target` is as it was.
+    Raises `SaveError` if anything fails; then the sibling is gone and `target` is as it was. After a kill `sweep` sees to the same.
     """
-    partial = target.with_name(f".{target.name}{PARTIAL}")
+    partial, old = (target.with_name(f".{target.name}{mark}") for mark in (PARTIAL, REPLACED))
     try:
         shutil.rmtree(partial, ignore_errors=True)
+        new_folders = [folder for folder in target.parents if not folder.exists()]
         partial.mkdir(parents=True)
         write(partial)
         for path in [*partial.rglob("*"), partial]:
             flush(path)
         if target.exists():
-            shutil.rmtree(target)
+            target.rename(old)
         partial.rename(target)
-        flush(target.parent)
-    except Exception as error:  # tokenizers raises a bare Exception when the disk is full
+        for folder in (target.parent, *(folder.parent for folder in new_folders)):
+            flush(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    except BaseException as error:  # an interrupt too leaves nothing half-written
         shutil.rmtree(partial, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            _settle(old, target)
+        if not isinstance(error, Exception):  # tokenizers raises a bare Exception when the disk is full
+            raise
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise SaveError(f"{target} can't be written: {reason}. What was saved before is intact.") from error
 
@@ -127,11 +139,13 @@ def manifest(folder: Path) -> dict[str, dict[str, Any]]:
 def damage(checkpoint: Path) -> str | None:
     """Return what is wrong with a checkpoint, or None if every byte is as it was written."""
     try:
-        expected = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
+        written = (checkpoint / MANIFEST).read_bytes()
+        expected = json.loads(written)["files"]
         found = manifest(checkpoint)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         return f"its manifest can't be read ({type(error).__name__})"
-    if not isinstance(expected, dict) or "state.json" not in expected:
+    # Written out again it is the same to the byte: white space counts too.
+    if not isinstance(expected, dict) or "state.json" not in expected or written != _manifest_text(expected).encode():
         return "its manifest is damaged"
     for name in sorted({*expected, *found}):
         if name not in found:
@@ -155,7 +169,7 @@ def find_checkpoint(path: Path) -> tuple[Path, list[str]]:
     """
     if not path.exists():
         raise InputError(f"{path}: there is no such folder. Give the folder of a run, such as runs/NAME, or one of its checkpoints.")
-    if (path / MANIFEST).exists() or path.name.startswith("step-"):
+    if is_checkpoint(path):
         if reason := damage(path):
             raise InputError(f"The checkpoint {path} can't be used: {reason}. Give the run's folder to use an older one.")
         return path, []
@@ -168,22 +182,46 @@ def find_checkpoint(path: Path) -> tuple[Path, list[str]]:
         skipped.append(f"Skipped {candidate}: {reason}.")
     if skipped:
         raise InputError(f"{path} has no intact checkpoint. {' '.join(skipped)} Start the run again in another folder.")
+    if (path / "encoder").exists():
+        raise InputError(f"{path} is finished and its checkpoints are gone. Start a new run from its encoder: --model {path}/encoder.")
     if (path / "config.yaml").exists():
-        raise InputError(f"{path} was stopped before its first checkpoint. Start it again: simcse-train --config {path}/config.yaml")
+        raise InputError(f"{path} was stopped before its first checkpoint. Start it again: simcse-train --resume {path}")
     raise InputError(f"{path} is not a run: it has no checkpoints folder. Give the folder that simcse-train wrote, such as runs/NAME.")
+
+
+def never_saved(run: Path) -> bool:
+    """Say whether a run was stopped before its first checkpoint, so that nothing is lost by starting it again."""
+    return (run / "config.yaml").exists() and not checkpoints(run) and not (run / "encoder").exists()
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Say whether a folder is meant as one checkpoint, not as a run."""
+    return (path / MANIFEST).exists() or path.name.startswith("step-")
 
 
 def run_of(checkpoint: Path) -> Path:
     """Return the run folder that a checkpoint stands in."""
-    return checkpoint.parent.parent
+    return (checkpoint if len(checkpoint.parts) > 2 else checkpoint.absolute()).parent.parent
+
+
+def run_to_resume(path: Path) -> Path:
+    """Return the run folder that is meant by its own path or by that of one of its checkpoints; raises `InputError` if there is none."""
+    if not path.exists() or not (is_checkpoint(path) or (path / "config.yaml").exists()):
+        find_checkpoint(path)  # says what is wrong, unless only config.yaml was lost
+    if not is_checkpoint(path):
+        return path
+    if path.absolute().parent.name != "checkpoints":
+        raise InputError(f"{path} stands in no run: its folder should be RUN/checkpoints. Put it back there, or export it.")
+    return run_of(path)
 
 
 def load_state(checkpoint: Path) -> State:
     """Read `state.json`; raises `InputError` if it is of another version of this program."""
     try:
-        return State(**json.loads((checkpoint / "state.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{checkpoint}/state.json is not of this version of simcse-train ({error}).") from None
+        return TypeAdapter(State).validate_json((checkpoint / "state.json").read_bytes())
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"{checkpoint}/state.json is not of this version of simcse-train ({reason}).") from None
 
 
 def load_checkpoint_encoder(checkpoint: Path, config: TrainConfig) -> Encoder:
@@ -192,7 +230,10 @@ def load_checkpoint_encoder(checkpoint: Path, config: TrainConfig) -> Encoder:
     head_file = checkpoint / "head.safetensors"
     if head_file.exists():
         encoder.head = projection_head(encoder.hidden_size, seed=config.seed)
-        encoder.head.load_state_dict(load_file(head_file))
+        try:
+            encoder.head.load_state_dict(load_file(head_file))
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise InputError(f"{head_file} is not the head of this encoder ({' '.join(str(error).split())[:300]}).") from None
     return encoder
 
 
@@ -220,34 +261,59 @@ def load_optimizer(checkpoint: Path, encoder: nn.Module, optimizer: Optimizer) -
         if name not in parameters:
             raise InputError(f"{checkpoint}/optimizer.safetensors holds {name!r}, which the encoder lacks.")
         parameter = parameters[name]
-        optimizer.state[parameter][field] = value if field == "step" else value.to(parameter.device)
+        if value.shape not in (parameter.shape, torch.Size([])):
+            raise InputError(f"{checkpoint}/optimizer.safetensors: {key!r} has the shape {list(value.shape)}, not that of the encoder's.")
+        optimizer.state[parameter][field] = value.to(parameter.device)  # the fused optimiser wants its count of steps there too
 
 
-def prune(run: Path, keep: int, best_step: int | None) -> None:
-    """Remove the oldest checkpoints beyond `keep`, never the newest nor the best."""
-    spared = {checkpoint_path(run, best_step)} if best_step is not None else set()
-    for path in checkpoints(run)[:-keep]:
-        if path not in spared:
-            # Renamed first: a deletion that is cut short must not leave what looks like a damaged checkpoint.
-            doomed = path.with_name(f".{path.name}{PARTIAL}")
-            shutil.rmtree(doomed, ignore_errors=True)
+def prune(run: Path, keep: int, step: int, best_step: int | None) -> None:
+    """Remove what is no longer kept once the checkpoint of `step` is saved: the oldest beyond `keep`, and all of later steps.
+
+    Later ones are of a future that the run left when it went on from an older checkpoint. The one just saved and the best stay.
+    Raises `SaveError` if one can't be removed.
+    """
+    newest = checkpoint_path(run, step)
+    spared = {newest} if best_step is None else {newest, checkpoint_path(run, best_step)}
+    later = [path for path in checkpoints(run) if path.name > newest.name]
+    earlier = [path for path in checkpoints(run) if path.name <= newest.name]
+    for path in [*reversed(later), *earlier[:-keep]]:
+        if path in spared:
+            continue
+        # Renamed first: a deletion that is cut short must not leave what looks like a damaged checkpoint.
+        doomed = path.with_name(f".{path.name}{PARTIAL}")
+        shutil.rmtree(doomed, ignore_errors=True)
+        try:
             path.rename(doomed)
-            shutil.rmtree(doomed, ignore_errors=True)
+        except OSError as error:
+            raise SaveError(f"The old checkpoint {path} can't be removed: {error.strerror}. {newest} is saved and intact.") from None
+        shutil.rmtree(doomed, ignore_errors=True)
 
 
 def sweep(run: Path) -> None:
-    """Remove the temporaries of a process that was killed while it wrote."""
+    """Clear away what a process that was killed while it wrote left behind."""
     for folder in (run, run / "checkpoints"):
+        for old in folder.glob(f".*{REPLACED}"):
+            with contextlib.suppress(OSError):
+                _settle(old, old.with_name(old.name[1:].removesuffix(REPLACED)))
         for partial in folder.glob(f".*{PARTIAL}"):
-            shutil.rmtree(partial, ignore_errors=True)
+            if partial.is_dir():
+                shutil.rmtree(partial, ignore_errors=True)
+            else:
+                partial.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file as a whole."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    flush(partial)
-    partial.replace(path)
+    """Replace a file as a whole; raises `SaveError` if that fails, with the file as it was."""
+    partial = path.with_name(f".{path.name}{PARTIAL}")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        flush(partial)
+        partial.replace(path)
+    except OSError as error:
+        raise SaveError(f"{path} can't be written: {error.strerror}. What was saved before is intact.") from None
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
 
 
 @contextlib.contextmanager
@@ -256,12 +322,38 @@ def only_writer(run: Path) -> Iterator[None]:
 
     The system drops the lock with the process, however it ends, so a lock file that was left behind is not in the way.
     """
-    with (run / ".lock").open("w") as lock:
+    try:
+        lock = (run / ".lock").open("w")
+    except OSError as error:
+        raise InputError(f"The run folder {run} can't be written: {error.strerror}. Check its permissions.") from None
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise InputError(f"Another process is training in {run}. Wait for it, stop it, or choose another folder.") from None
+        except OSError as error:
+            raise InputError(f"The run folder {run} can't be locked: {error.strerror}. Choose one on a disk that knows locks.") from None
         yield
+
+
+def _holds(checkpoint: Path, state: State) -> bool:
+    """Say whether an intact checkpoint was saved in the given state; one of another version of the program was not."""
+    try:
+        return load_state(checkpoint) == state
+    except InputError:
+        return False
+
+
+def _settle(old: Path, target: Path) -> None:
+    """Put what `target` was back where nothing took its place, else remove it."""
+    if target.exists():
+        shutil.rmtree(old, ignore_errors=True)
+    elif old.exists():
+        old.rename(target)
+
+
+def _manifest_text(files: dict[str, dict[str, Any]]) -> str:
+    return json.dumps({"files": files}, indent=2) + "\n"
 
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -110,18 +111,22 @@ def train_command(
         return
     given = {name: value for name, value in context.params.items() if name in TrainConfig.model_fields and value not in (None, [], ())}
     from_file: dict[str, Any] = read_settings(config) if config else {}
-    if resume is not None:
-        from simcse_train.training import resume as go_on
+    try:
+        if resume is not None:
+            from simcse_train.training import resume as go_on
 
-        go_on(resume, {**from_file, **given})
-        return
-    if not given and not config:
-        typer.echo(context.get_help())
-        raise typer.Exit(WRONG_INPUT)
-    settings = make_config({**from_file, **given})
-    from simcse_train.training import train
+            go_on(resume, {**from_file, **given})
+            return
+        if not given and not config:
+            typer.echo(context.get_help())
+            raise typer.Exit(WRONG_INPUT)
+        settings = make_config({**from_file, **given})
+        from simcse_train.training import train
 
-    train(settings)
+        train(settings)
+    except KeyboardInterrupt as error:  # typer would turn it into a silent 130, whatever the signal
+        number = getattr(error, "signal_number", signal.SIGINT)
+        _leave("Stopped at once. If a checkpoint was saved before, this goes on from it: simcse-train --resume RUN", SIGNALLED + number)
 
 
 @app.command("export")
@@ -198,7 +203,7 @@ def main() -> NoReturn:
     try:
         sys.exit(app(standalone_mode=False) or DONE)
     except (typer.Abort, KeyboardInterrupt):
-        _leave("Stopped at once. If a checkpoint was saved before, this goes on from it: simcse-train --resume RUN", SIGNALLED + 2)
+        _leave("Stopped.", SIGNALLED + signal.SIGINT)
     except InputError as error:
         _leave(str(error), WRONG_INPUT)
     except Exception as error:

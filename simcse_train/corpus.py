@@ -6,16 +6,19 @@ The next run on the same text with the same tokenizer opens that file and reads 
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
+import logging
 import os
+import secrets
 import shutil
 import sys
-import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +34,8 @@ from simcse_train.texts import find_files, open_file, read_texts, text_format
 CHUNK_SENTENCES = 4096
 CHUNK_CHARACTERS = 4_000_000
 CACHE_VERSION = 1
+
+logger = logging.getLogger(__name__)
 
 SCHEMA = pa.schema({"text": pa.string(), "input_ids": pa.list_(pa.int32())})
 
@@ -67,23 +72,45 @@ class Corpus:
         return self.dataset[self.rows[sentences].tolist()]["text"]  # type: ignore[no-any-return]
 
 
-def open_corpus(data: Sequence[str], text_column: str | None, encoder: Encoder, max_length: int) -> Corpus:
+def open_corpus(data: Sequence[str], text_column: str | None, encoder: Encoder, max_length: int, expected: str | None = None) -> Corpus:
     """Return the sentences of the files, folders and globs in `data`, each cut at `max_length` tokens.
 
-    Tokenised text is kept in the cache and used again. Raises `InputError` if a file can't be read, holds no text, or if fewer than
-    two sentences remain.
+    Tokenised text is kept in the cache and used again. `expected` is the fingerprint that the text must have. If the files are gone,
+    the tokenised copy of that text will do. Raises `InputError` if a file can't be read, holds no text or another text, or if fewer
+    than two sentences remain.
     """
-    files = find_files(data)
+    try:
+        files = find_files(data)
+    except InputError as error:
+        if expected is None:
+            raise
+        folder = _tokenised_folder(expected, encoder, max_length)
+        if not folder.is_dir():
+            raise InputError(f"{error} If the text was moved, name its new place with --data.") from None
+        logger.warning(f"{error} Going on with the tokenised copy of the text in {folder}.")
+        return _open(folder, data, expected)
+    before = [_stamp(path) for path in files]
     hashes = [_file_hash(path) for path in files]
     fingerprint = _digest([CACHE_VERSION, [[digest, text_format(path)] for digest, path in zip(hashes, files, strict=True)], text_column])
-    key = _digest([fingerprint, _tokenizer_fingerprint(encoder), max_length])
-    folder = cache_folder() / key[:32]
+    if expected not in (None, fingerprint):
+        raise InputError(
+            f"--data {' '.join(data)} is not the text that the run was trained on: its content has changed. Put the old text back, or "
+            "start a new run from the encoder with --model."
+        )
+    folder = _tokenised_folder(fingerprint, encoder, max_length)
     if not folder.is_dir():
-        _build(files, text_column, encoder, max_length, folder)
+        _build(files, text_column, encoder, max_length, folder, before)
+    return _open(folder, data, fingerprint)
+
+
+def _open(folder: Path, data: Sequence[str], fingerprint: str) -> Corpus:
+    """Map the tokenised text in a folder of the cache."""
     try:
         counts = Counts(**json.loads((folder / "counts.json").read_text()))
         dataset = Dataset.from_file(str(folder / "sentences.arrow"))
         rows = np.load(folder / "rows.npy", mmap_mode="r")
+        if len(rows) != counts.sentences or (len(rows) and rows[-1] >= len(dataset)):
+            raise ValueError("it is cut short")
     except (OSError, ValueError, TypeError, pa.ArrowException) as error:
         raise InputError(f"The tokenised text in {folder} can't be read ({error}). Delete that folder and run again.") from None
     if counts.sentences < 2:
@@ -101,52 +128,85 @@ def cache_folder() -> Path:
 
 
 def keep_standard_input(folder: Path) -> Path:
-    """Copy standard input into a file of the run folder, so that the run can be resumed; return the file."""
+    """Copy standard input into a file of the run folder, so that the run can be resumed; return the file.
+
+    Raises `InputError` if the folder can't hold it.
+    """
     path = folder / "stdin.txt"
-    with path.open("wb") as stream:
-        shutil.copyfileobj(sys.stdin.buffer, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
+    partial = folder / ".stdin.txt.partial"
+    try:
+        with partial.open("wb") as stream:
+            shutil.copyfileobj(sys.stdin.buffer, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.rename(path)
+    except OSError as error:
+        raise InputError(f"Standard input can't be kept in {folder}: {error.strerror}. Choose another folder with --output.") from None
     return path
 
 
-def _build(files: list[Path], text_column: str | None, encoder: Encoder, max_length: int, folder: Path) -> None:
-    """Write the cache folder of a corpus: all of it or none."""
+def _tokenised_folder(fingerprint: str, encoder: Encoder, max_length: int) -> Path:
+    return cache_folder() / _digest([fingerprint, _tokenizer_fingerprint(encoder), max_length])[:32]
+
+
+def _build(
+    files: list[Path], text_column: str | None, encoder: Encoder, max_length: int, folder: Path, before: list[tuple[int, int]]
+) -> None:
+    """Write the cache folder of a corpus, all of it or none; `before` is what the files looked like when they were hashed."""
+    partial = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.partial")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(folder.parent)
-        partial = Path(tempfile.mkdtemp(suffix=".partial", prefix=f"{folder.name}.", dir=folder.parent))
-    except OSError as error:
-        raise InputError(
-            f"The cache folder {folder.parent} can't be written ({error.strerror}). Free it, or set XDG_CACHE_HOME to another folder."
-        ) from None
-    try:
-        hashes, lines, empty, cut = _write_sentences(files, text_column, encoder, max_length, partial / "sentences.arrow")
-        # Of equal sentences the first stays. 64-bit hashes: among 5 million lines the chance of one clash is below 1e-6.
-        rows = np.sort(np.unique(hashes, return_index=True)[1])
-        np.save(partial / "rows.npy", rows.astype(np.int64))
-        counts = Counts(lines, empty, len(hashes) - len(rows), int(cut[rows].sum()), len(rows))
-        (partial / "counts.json").write_text(json.dumps(asdict(counts)))
-        for file in partial.iterdir():
-            with file.open("rb") as stream:
-                os.fsync(stream.fileno())
-        if not folder.is_dir():
-            partial.rename(folder)
+        with _claim(partial):
+            hashes, lines, empty, cut = _write_sentences(files, text_column, encoder, max_length, partial / "sentences.arrow")
+            # Of equal sentences the first stays. 64-bit hashes: among 5 million lines the chance of one clash is below 1e-6.
+            rows = np.sort(np.unique(hashes, return_index=True)[1])
+            np.save(partial / "rows.npy", rows.astype(np.int64))
+            counts = Counts(lines, empty, len(hashes) - len(rows), int(cut[rows].sum()), len(rows))
+            (partial / "counts.json").write_text(json.dumps(asdict(counts)))
+            if [_stamp(path) for path in files] != before:
+                raise InputError(f"--data: {' '.join(map(str, files))} changed while it was read. Run again when it is complete.")
+            for file in partial.iterdir():
+                with file.open("rb") as stream:
+                    os.fsync(stream.fileno())
+            if not folder.is_dir():
+                partial.rename(folder)
     except OSError as error:
         if folder.is_dir():  # another run on the same text was faster
             return
         raise InputError(
-            f"The tokenised text can't be kept in {folder.parent} ({error.strerror}). Free space, or set XDG_CACHE_HOME to another folder."
+            f"The tokenised text can't be kept in {folder.parent} ({error.strerror or error}). Free space, or set XDG_CACHE_HOME to "
+            "another folder."
         ) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def _claim(partial: Path) -> IO[str]:
+    """Make a folder to build in, sweep those of dead processes, and return the open file whose lock says that this one is alive."""
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    with (partial.parent / ".lock").open("w") as guard:
+        fcntl.flock(guard, fcntl.LOCK_EX)
+        _sweep(partial.parent)
+        partial.mkdir()
+        alive = (partial / "lock").open("w")
+        fcntl.flock(alive, fcntl.LOCK_EX)
+    return alive
+
+
 def _sweep(parent: Path) -> None:
-    """Remove what builds that were killed more than a day ago left behind."""
+    """Remove what builds left behind whose process is dead: nobody holds their lock."""
     for partial in parent.glob("*.partial"):
-        if time.time() - partial.stat().st_mtime > 86_400:
+        with contextlib.suppress(OSError), (partial / "lock").open("w") as in_use:
+            fcntl.flock(in_use, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """Return size and time of change of a file; raises `InputError` if it is gone."""
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise InputError(f"--data {path} can't be read: {error.strerror}. Check the file and its permissions.") from None
+    return found.st_size, found.st_mtime_ns
 
 
 def _write_sentences(
@@ -157,12 +217,12 @@ def _write_sentences(
     cuts: list[NDArray[np.bool_]] = []
     lines = empty = done = 0
     special = encoder.tokenizer.num_special_tokens_to_add()
-    total = sum(path.stat().st_size for path in files)
+    sizes = [_stamp(path)[0] for path in files]
     with (
         pa.ipc.new_stream(str(target), SCHEMA) as writer,
-        tqdm(total=total, desc="tokenise", unit="B", unit_scale=True, leave=False) as bar,
+        tqdm(total=sum(sizes), desc="tokenise", unit="B", unit_scale=True, leave=False) as bar,
     ):
-        for path in files:
+        for path, size in zip(files, sizes, strict=True):
             with open_file(path) as raw:
                 for chunk in _chunks(read_texts(raw, path, text_column)):
                     lines += len(chunk)
@@ -183,7 +243,7 @@ def _write_sentences(
                     columns = [[texts[i][:MAX_CHARACTERS] for i in full], [ids[i] for i in full]]
                     writer.write_batch(pa.record_batch([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], schema=SCHEMA))
                     bar.update(done + raw.tell() - bar.n)
-                done += path.stat().st_size
+                done += size
     nothing = np.zeros(0)
     return (
         np.concatenate([nothing.astype(np.uint64), *hashes]),

@@ -175,6 +175,9 @@ def encode_file(encoder: Encoder, source: str, target: Path, *, normalized: bool
         partial.replace(target)
     except OSError as error:
         raise InputError(f"{target} can't be written: {error.strerror}. Choose another place.") from None
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
     return rows.shape[0], rows.shape[1]
 
 

@@ -7,7 +7,6 @@ The folder is a sentence-transformers model with the encoder's files at its root
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -122,13 +121,16 @@ def _scores(measured: list[dict[str, Any]], step: int) -> str:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """Return the logged steps of a run; a last line that was cut short by a kill is left out."""
+    """Return the logged steps of a run, up to the first line that a kill cut short or that was damaged."""
     path = run / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    found: list[Mapping[str, Any]] = []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    found: list[dict[str, Any]] = []
     for line in lines:
         try:
-            found.append(json.loads(line))
+            record = json.loads(line)
         except ValueError:
             break
-    return [dict(line) for line in found]
+        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+            break
+        found.append(record)
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Mapping
 from datetime import datetime
@@ -10,20 +11,21 @@ from typing import Any
 
 import torch
 
+from simcse_train.checkpoint import PARTIAL
 from simcse_train.config import STARTER, InputError, TrainConfig, make_config, option
 from simcse_train.corpus import keep_standard_input
 from simcse_train.encoder import Encoder, is_deterministic
 
 # What may change when a run goes on: everything else decides which run it is.
-CHANGEABLE = ("data", "epochs", "max_steps", "save_every", "save_minutes", "keep", "log_every")
+CHANGEABLE = ("data", "eval", "epochs", "max_steps", "save_every", "save_minutes", "keep", "log_every")
 
 
 def new_run_folder(config: TrainConfig) -> Path:
-    """Make the run's folder; raises `InputError` if it holds something already or can't be made."""
+    """Make the run's folder; raises `InputError` if it can't be made or holds more than what a run that never began leaves."""
     default = Path("runs") / f"{Path(config.model).name}-{datetime.now():%Y%m%d-%H%M%S}"
     run = Path(config.output).expanduser() if config.output else default
     try:
-        if run.exists() and (not run.is_dir() or any(p.name != ".lock" for p in run.iterdir())):
+        if run.exists() and (not run.is_dir() or any(p.name != ".lock" and not p.name.endswith(PARTIAL) for p in run.iterdir())):
             what = "already holds a run" if (run / "config.yaml").exists() else "is not an empty folder"
             raise InputError(f"--output {run} {what}. Choose another folder, or go on with that run: simcse-train --resume {run}.")
         run.mkdir(parents=True, exist_ok=True)
@@ -35,10 +37,11 @@ def new_run_folder(config: TrainConfig) -> Path:
 
 def remove_unused(run: Path) -> None:
     """Take back the folder of a run that never began."""
-    for name in (".lock", "stdin.txt", "config.yaml"):
-        (run / name).unlink(missing_ok=True)
-    if not any(run.iterdir()):
-        run.rmdir()
+    with contextlib.suppress(OSError):  # whatever is wrong with the folder is being said already
+        for path in [run / name for name in ("stdin.txt", "config.yaml", ".lock")] + list(run.glob(f".*{PARTIAL}")):
+            path.unlink(missing_ok=True)
+        if not any(run.iterdir()):
+            run.rmdir()
 
 
 def resolve(config: TrainConfig, encoder: Encoder, run: Path) -> TrainConfig:
@@ -56,7 +59,7 @@ def resolve(config: TrainConfig, encoder: Encoder, run: Path) -> TrainConfig:
             f"--model {config.model} has no dropout in its configuration. The two views of a sentence would be equal: no noise, no "
             "positive pairs, nothing to learn. Set it with --dropout 0.1."
         )
-    device = _device(config.device)
+    device = find_device(config.device)
     data = [str(keep_standard_input(run).resolve()) if entry == "-" else _absolute(entry) for entry in config.data]
     is_folder = config.model != STARTER and Path(config.model).expanduser().exists()
     return config.model_copy(
@@ -77,7 +80,8 @@ def _absolute(path: str) -> str:
     return str(Path(path).expanduser().absolute())
 
 
-def _device(wanted: str) -> str:
+def find_device(wanted: str) -> str:
+    """Return the device that is meant; raises `InputError` if this machine lacks it."""
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if wanted == "auto":
         return next(name for name in ("cuda", "mps", "cpu") if available[name])
@@ -104,7 +108,8 @@ def changed(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
     """Return the settings of a run with those changed that may be; raises `InputError` for the others."""
     old = config.model_dump()
     for name, value in changes.items():
-        if name not in CHANGEABLE and value != old[name]:
+        added = name == "eval" and old[name] is None  # labelled pairs may move, but not come in later: they choose the best
+        if (name not in CHANGEABLE or added) and value != old[name]:
             raise InputError(
                 f"{option(name)} {value} differs from the run's own {old[name]}, and would make it another run. Leave it out to go on, or "
                 "start a new run without --resume."
@@ -115,16 +120,22 @@ def changed(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
     allowed = {name: value for name, value in changes.items() if name in CHANGEABLE}
     if "data" in allowed:
         allowed["data"] = [_absolute(entry) for entry in allowed["data"]]
+    if "eval" in allowed:
+        allowed["eval"] = _absolute(allowed["eval"])
     return make_config({**old, **allowed})
 
 
 def check_space(encoder: Encoder, config: TrainConfig, run: Path) -> None:
-    """Refuse a run whose checkpoints the disk can't hold: weights and two moments each, one more while saving, and the best."""
+    """Refuse a run whose checkpoints the disk can't hold: weights and two moments each, one more while saving, and the best.
+
+    What a resumed run has there already counts as free, since it will be replaced.
+    """
     weights = sum(p.numel() * p.element_size() for p in encoder.parameters())
     needed = weights * 3 * (config.keep + 1 + bool(config.eval)) + weights
-    free = shutil.disk_usage(run).free
+    there = sum(p.stat().st_size for name in ("checkpoints", "encoder") for p in (run / name).rglob("*") if p.is_file())
+    free = shutil.disk_usage(run).free + there
     if free < needed:
         raise InputError(
-            f"--output {run}: the disk has {free / 2**20:,.0f} MiB free, and {config.keep} checkpoints and the encoder need "
+            f"--output {run}: the disk has {free / 2**20:,.0f} MiB for it, and {config.keep} checkpoints and the encoder need "
             f"{needed / 2**20:,.0f} MiB. Free some, lower --keep, or choose another folder."
         )

@@ -6,6 +6,7 @@ makes the two embeddings differ, and the loss pulls them together and pushes the
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -36,21 +37,22 @@ from simcse_train.checkpoint import (
     load_checkpoint_encoder,
     load_optimizer,
     load_state,
+    never_saved,
     only_writer,
     prune,
-    run_of,
+    run_to_resume,
     save_checkpoint,
     sweep,
     write_text,
 )
-from simcse_train.config import STARTER, InputError, TrainConfig, config_yaml
+from simcse_train.config import STARTER, InputError, TrainConfig, config_yaml, make_config, read_settings
 from simcse_train.corpus import Corpus, open_corpus
 from simcse_train.encoder import Encoder, projection_head, seeded
 from simcse_train.evaluation import Pair, alignment_and_uniformity, read_pairs, similarity_score
 from simcse_train.export import choose_checkpoint, read_metrics, write_export
 from simcse_train.loading import load_encoder
 from simcse_train.loss import OBJECTIVES
-from simcse_train.plan import changed, check_space, new_run_folder, remove_unused, resolve
+from simcse_train.plan import changed, check_space, find_device, new_run_folder, remove_unused, resolve
 from simcse_train.stopping import StopRequests
 from simcse_train.texts import find_files
 
@@ -83,56 +85,95 @@ class Run:
 def train(config: TrainConfig) -> Run:
     """Train an encoder as the settings say and return the finished run.
 
-    Raises `InputError` if a setting or a file can't be used, `TrainingError` or `SaveError` if the run fails on its way, and `Stopped`
-    after a signal.
+    Raises `InputError` if a setting or a file can't be used, `TrainingError` or `SaveError` if the run fails on its way, `Stopped`
+    after a signal, and `Interrupted`, a `KeyboardInterrupt`, after one that came before training began.
     """
     run = new_run_folder(config)
-    with only_writer(run):
+    with only_writer(run), StopRequests() as stop:
+        sweep(run)
         try:
-            # Whatever can be known to be wrong in a moment is said before the encoder is loaded.
-            find_files(entry for entry in config.data if entry != "-")
-            pairs = read_pairs(Path(config.eval)) if config.eval else None
-            encoder = load_encoder(config.model, pooling=config.pooling, dropout=config.dropout)
-            if config.model == STARTER:
-                logger.info("Encoder: the bundled starter, a small English BERT. --model takes any other, such as bert-base-uncased.")
-            config = resolve(config, encoder, run)
-            if config.projection == "on":
-                spread = encoder.model.config.initializer_range
-                encoder.head = projection_head(encoder.hidden_size, seed=config.seed, initializer_range=spread)
-            corpus = open_corpus(config.data, config.text_column, encoder, config.max_length)
-            check_space(encoder, config, run)
-            (run / "config.yaml").write_text(config_yaml(config), encoding="utf-8")
+            training = _begin(run, config)
         except BaseException:
             remove_unused(run)
             raise
-        return _Training(run, config, encoder, corpus, pairs).run()
+        return training.run(stop)
+
+
+def _begin(run: Path, config: TrainConfig) -> _Training:
+    """Prepare a run from its first step."""
+    # Whatever can be known to be wrong in a moment is said before the encoder is loaded.
+    find_files(entry for entry in config.data if entry != "-")
+    pairs = _labelled_pairs(config)
+    encoder = load_encoder(config.model, pooling=config.pooling, dropout=config.dropout)
+    if config.model == STARTER:
+        logger.info("Encoder: the bundled starter, a small English BERT. --model takes any other, such as bert-base-uncased.")
+    config = resolve(config, encoder, run)
+    check_space(encoder, config, run)
+    # From here on a run that is killed can be resumed, also while a long text is tokenised.
+    write_text(run / "config.yaml", config_yaml(config))
+    if config.projection == "on":
+        spread = encoder.model.config.initializer_range
+        encoder.head = projection_head(encoder.hidden_size, seed=config.seed, initializer_range=spread)
+    corpus = open_corpus(config.data, config.text_column, encoder, config.max_length)
+    return _Training(run, config, encoder, corpus, pairs)
 
 
 def resume(path: Path, changes: Mapping[str, Any]) -> Run:
     """Go on where a run stopped: from its newest intact checkpoint, or from the checkpoint given.
 
-    `changes` may raise the number of epochs or steps, name the text's new place, or alter how often the run saves and logs. Raises
-    as `train` does, and `InputError` if the text or another setting is not that of the run.
+    A run that was stopped before its first checkpoint starts from the beginning. `changes` may raise the number of epochs or steps,
+    name the text's or the pairs' new place, or alter how often the run saves and logs. Raises as `train` does, and `InputError` if the
+    text or another setting is not that of the run.
     """
-    checkpoint, skipped = find_checkpoint(path)
-    run = run_of(checkpoint)
-    with only_writer(run):
+    run = run_to_resume(path)
+    with only_writer(run), StopRequests() as stop:
         sweep(run)
+        if path == run and never_saved(run):
+            logger.info(f"{run} was stopped before its first checkpoint: starting from the beginning.")
+            settings = read_settings(run / "config.yaml") | {"output": str(run)}
+            training = _begin(run, changed(make_config(settings, source=f"{run}/config.yaml"), changes))
+            (run / "metrics.jsonl").unlink(missing_ok=True)
+            return training.run(stop)
+        checkpoint, skipped = find_checkpoint(path)
         for line in skipped:
             logger.warning(line)
         state = load_state(checkpoint)
         config = changed(state.config(), changes)
-        encoder = load_checkpoint_encoder(checkpoint, config)
-        corpus = open_corpus(config.data, config.text_column, encoder, config.max_length)
-        if corpus.fingerprint != state.corpus:
+        find_device(config.device)
+        pairs = _labelled_pairs(config)
+        if state.pairs is not None and _fingerprint(pairs) != state.pairs:
             raise InputError(
-                f"--data {' '.join(config.data)} is not the text that {run} was trained on: its content has changed. "
-                "Put the old text back, or start a new run from the encoder with --model."
+                f"--eval {config.eval} does not hold the labelled pairs of the run: its content has changed, and scores would not "
+                "compare. Put the old pairs back, or start a new run from the encoder with --model."
             )
-        pairs = read_pairs(Path(config.eval)) if config.eval else None
+        encoder = load_checkpoint_encoder(checkpoint, config)
+        check_space(encoder, config, run)
+        corpus = open_corpus(config.data, config.text_column, encoder, config.max_length, expected=state.corpus)
         training = _Training(run, config, encoder, corpus, pairs)
         training.restore(checkpoint, state)
-        return training.run()
+        return training.run(stop)
+
+
+def _labelled_pairs(config: TrainConfig) -> list[Pair] | None:
+    if config.eval is None:
+        return None
+    if not Path(config.eval).is_file():
+        raise InputError(f"--eval {config.eval}: there is no such file. Check the path; a run that goes on may be given the new place.")
+    return read_pairs(Path(config.eval))
+
+
+def _fingerprint(pairs: list[Pair] | None) -> str | None:
+    return None if pairs is None else hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    """Return what decides, beside the state, whether a run ends with the same bits."""
+    return {
+        "simcse-train": __version__,
+        "torch": str(torch.__version__),
+        "transformers": str(transformers.__version__),
+        "python": sys.version.split()[0],
+    }
 
 
 def learning_rate_at(step: int, total: int, config: TrainConfig) -> float:
@@ -218,6 +259,12 @@ class _Training:
         write_text(self.folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
         write_text(self.folder / "config.yaml", config_yaml(self.config))
         logger.info(f"Going on from {checkpoint}, step {self.step} of {self.total}.")
+        differ = [f"{name} {old}, now {new}" for name, new in _versions().items() if (old := state.versions.get(name)) != new]
+        if differ:
+            logger.warning(f"The checkpoint was saved by {'; '.join(differ)}: the end may differ in its last bits from an unbroken run's.")
+        later = [path for path in checkpoints(self.folder) if path.name > checkpoint.name]
+        if later:
+            logger.warning(f"The checkpoints after it, up to {later[-1].name}, are removed when the next one is saved.")
 
     def batches(self) -> Iterator[NDArray[np.int64]]:
         """Yield the sentence numbers of each batch from the present step on."""
@@ -226,13 +273,13 @@ class _Training:
             for rows in epoch_batches(len(self.sentences), self.config.batch_size, seed=self.config.seed, epoch=epoch, start=position):
                 yield self.sentences[rows]
 
-    def run(self) -> Run:
+    def run(self, stop: StopRequests) -> Run:
         """Train to the end and export."""
-        with StopRequests() as stop:
-            if self.step == 0:
-                self.evaluate()
-            self.train_steps(stop)
-            return self.finish()
+        stop.begun = True
+        if self.step == 0:
+            self.evaluate()
+        self.train_steps(stop)
+        return self.finish()
 
     def train_steps(self, stop: StopRequests) -> None:
         """Train from the present step to the last, or to the boundary of the step in which a signal comes."""
@@ -341,25 +388,24 @@ class _Training:
             settings=self.config.model_dump(),
             base_model=Path(self.config.model).name,
             scaler=scaler.state_dict() if scaler is not None and scaler.is_enabled() else None,
-            versions={
-                "simcse-train": __version__,
-                "torch": str(torch.__version__),
-                "transformers": str(transformers.__version__),
-                "python": sys.version.split()[0],
-            },
+            versions=_versions(),
+            pairs=_fingerprint(self.pairs),
         )
 
     def save(self) -> None:
         """Save a checkpoint, and only then remove those that are no longer kept."""
         save_checkpoint(self.folder, self.state(), self.encoder, self.adamw)
-        prune(self.folder, self.config.keep, self.best[0] if self.best else None)
+        prune(self.folder, self.config.keep, self.step, self.best[0] if self.best else None)
 
     def finish(self) -> Run:
         """Export the encoder, the best where there is one, and report before and after."""
         newest = checkpoint_path(self.folder, self.step)
-        chosen = choose_checkpoint(self.folder, newest, None)
-        state = load_state(chosen)
-        encoder = load_checkpoint_encoder(chosen, self.config)
+        try:
+            chosen = choose_checkpoint(self.folder, newest, None)
+            state = load_state(chosen)
+            encoder = load_checkpoint_encoder(chosen, self.config)
+        except InputError as error:  # what this very run saved is harmed or gone: no fault of the input
+            raise TrainingError(f"The run is trained, but its encoder can't be exported. {error}") from None
         target = self.folder / "encoder"
         write_export(encoder, state, self.folder, target)
         encoder.head = None

@@ -183,24 +183,6 @@ def test_a_signal_saves_and_the_resumed_run_ends_with_the_same_bits(
     assert all(weights[0][key].equal(weights[1][key]) for key in weights[0])
 
 
-def test_a_run_killed_without_warning_resumes_to_the_same_bits(whole: Path, text: Path, tiny: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "killed"
-    log = folder / "metrics.jsonl"
-    start = [*command(text, tiny, folder), "--save-every", "3"]
-    for logged in (20, 60, 100):  # wherever it then is: in a step, a log line, or a save
-        with subprocess.Popen(start, stderr=subprocess.DEVNULL) as process:
-            while process.poll() is None and (not log.exists() or log.read_text().count("loss") < logged):
-                time.sleep(0.003)
-            process.kill()
-        start = [sys.executable, "-m", "simcse_train", "--resume", str(folder)]
-    subprocess.run(start, check=True, capture_output=True)
-    weights = [load_file(path / "encoder" / "model.safetensors") for path in (whole, folder)]
-    assert all(weights[0][key].equal(weights[1][key]) for key in weights[0])
-    steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
-    assert steps == list(range(len(steps)))
-    assert not list(folder.rglob("*.partial"))
-
-
 def test_standard_input_is_learned_from_and_kept_for_resuming(text: Path, model: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "simcse_train", "--data", "-", "--model", str(model), "--output", str(tmp_path / "run")]
     with text.open("rb") as stream:

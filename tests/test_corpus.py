@@ -5,8 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from simcse_train.batches import two_views
 from simcse_train.config import InputError
 from simcse_train.corpus import cache_folder, open_corpus
+from simcse_train.encoder import MAX_CHARACTERS
 from simcse_train.loading import load_encoder
 
 
@@ -64,10 +66,61 @@ def test_a_failed_reading_leaves_nothing_in_the_cache(tiny: Path, tmp_path: Path
     assert sorted(cache_folder().iterdir()) == before
 
 
-def test_long_lines_and_millions_of_empty_ones_are_read(tiny: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("length", "empty"), [(1_000_000, 100_000), pytest.param(100_000_000, 10_000_000, marks=pytest.mark.slow, id="100 MB and ten million")]
+)
+def test_long_lines_and_millions_of_empty_ones_are_read(length: int, empty: int, tiny: Path, tmp_path: Path) -> None:
     with (tmp_path / "x.txt").open("wb") as stream:
-        stream.write(b"the cat runs " * 1_000_000 + b"\n")
-        stream.write(b"\n" * 2_000_000)
+        stream.write(b"the cat runs " * (length // 13 + 1) + b"\n")
+        stream.write(b"\n" * empty)
         stream.write(b"a dog\n")
     corpus = open_corpus([str(tmp_path / "x.txt")], None, load_encoder(tiny), 16)
-    assert (corpus.counts.lines, corpus.counts.empty, corpus.counts.cut) == (2_000_002, 2_000_000, 1)
+    assert (corpus.counts.lines, corpus.counts.empty, corpus.counts.cut) == (empty + 2, empty, 1)
+    assert [len(row) for row in corpus.tokens(np.arange(2))] == [16, 4]
+    assert [len(text) for text in corpus.texts(np.arange(2))] == [MAX_CHARACTERS, 5]  # enough for an error message
+
+
+@pytest.mark.parametrize(
+    ("content", "sentences"),
+    [
+        ("\ufeffone\r\ntwo\nthree\r\n\ufefffour", ["one", "two", "three", "\ufefffour"]),  # marks and mixed line ends
+        ("one\rstill one\ntwo\u2028still two", ["one\rstill one", "two\u2028still two"]),
+        ("😀 👩‍👩‍👧\n🇩🇪 😀", ["😀 👩‍👩‍👧", "🇩🇪 😀"]),
+        ("مرحبا بالعالم\nصباح الخير", ["مرحبا بالعالم", "صباح الخير"]),  # noqa: RUF001
+        ("今天天气很好我们去公园散步\n一只猫坐在垫子上", ["今天天气很好我们去公园散步", "一只猫坐在垫子上"]),
+        ("[SEP]\n[CLS] [SEP] [PAD]\n[MASK]", ["[SEP]", "[CLS] [SEP] [PAD]", "[MASK]"]),  # text like any other
+    ],
+)
+def test_hostile_lines_are_sentences_as_they_stand(content: str, sentences: list[str], tiny: Path, tmp_path: Path) -> None:
+    encoder = load_encoder(tiny)
+    corpus = open_corpus([write(tmp_path / "x.txt", content)], None, encoder, 32)
+    everyone = np.arange(len(corpus))
+    assert corpus.texts(everyone) == sentences
+    special = {encoder.tokenizer.cls_token_id, encoder.tokenizer.sep_token_id, encoder.tokenizer.pad_token_id}
+    for row in corpus.tokens(everyone):
+        assert [row[0], row[-1]] == [encoder.tokenizer.cls_token_id, encoder.tokenizer.sep_token_id]
+        assert len(row) > 2
+        assert not special & set(row[1:-1])
+
+
+def test_sentences_of_unknown_words_are_kept_and_never_pushed_apart(tiny: Path, tmp_path: Path) -> None:
+    encoder = load_encoder(tiny)
+    corpus = open_corpus([write(tmp_path / "x.txt", "猫\n狗\na cat\n")], None, encoder, 16)
+    rows = corpus.tokens(np.arange(3))
+    assert rows[0] == rows[1] == [encoder.tokenizer.cls_token_id, encoder.tokenizer.unk_token_id, encoder.tokenizer.sep_token_id]
+    assert two_views(rows).texts.tolist() == [0, 0, 0, 0, 1, 1]  # one text to the loss
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"fine\nso \0 what\n", "line 2 holds a NUL byte"),
+        (b"fine\nlone \xed\xa0\x80\n", "line 2 is not valid UTF-8"),
+        (b"same\n" * 100_000, "a single sentence .100000 lines, 0 empty, 99999 duplicates."),
+        (b"\n" * 100_000, "no sentence .100000 lines, 100000 empty"),
+    ],
+)
+def test_hostile_text_is_refused_with_the_reason(content: bytes, message: str, tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        open_corpus([str(tmp_path / "x.txt")], None, load_encoder(tiny), 16)

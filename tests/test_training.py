@@ -202,6 +202,7 @@ def test_weight_decay_spares_biases_and_layer_norms(tiny: Path) -> None:
 def test_a_second_interrupt_stops_at_once() -> None:
     before = signal.getsignal(signal.SIGINT)
     with StopRequests() as stop:
+        stop.begun = True
         signal.raise_signal(signal.SIGINT)
         assert stop.signal_number == signal.SIGINT
         with pytest.raises(KeyboardInterrupt):

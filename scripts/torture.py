@@ -1,0 +1,241 @@
+"""Kill a training run again and again, let it go on, and compare its end with that of a run that nobody disturbed, bit by bit.
+
+    python scripts/torture.py --kills 100
+
+Each life of the run is a process of its own that runs the command line and is ended by SIGKILL: while it starts, between and within
+steps, inside a save, inside the export. So that kills fall between any two changes to the disk, every one of them is slowed down by a
+hook that is set in the process from here; the program knows nothing of it. The undisturbed run is a plain `python -m simcse_train`.
+The lives are forked from a process that has imported the program and done nothing else, which spares each the seconds that importing
+takes; the last one has no hook. Ends with status 1 if anything was lost.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from transformers import BertConfig, BertModel, BertTokenizer
+
+from simcse_train import training
+from simcse_train.checkpoint import checkpoints, damage
+from simcse_train.cli import main as simcse_train
+
+STARTING, READING, TRAINING, SAVING, EXPORTING = range(5)
+PHASES = ("starting", "reading the text", "training", "saving", "exporting")
+CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "open")  # audit events that come before a change to the disk
+
+SAVE_EVERY = 2
+SAVES_PER_KILL = 2  # so many are planned that the run outlives its kills
+SLOW = 0.004  # seconds before each change to the disk; a save makes about sixty
+
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(["simcse_train.training"])
+
+
+@dataclass
+class Verdict:
+    """What became of a run that was killed again and again."""
+
+    precision: str
+    kills: Counter[str] = field(default_factory=Counter)  # by what they interrupted
+    half_written: int = 0  # kills that left a temporary
+    before_first: int = 0  # kills before there was a checkpoint
+    furthest: int = 0  # step of the newest checkpoint
+    seconds: float = 0.0
+    failures: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        where = ", ".join(f"{count} {phase}" for phase, count in self.kills.most_common())
+        lines = [
+            f"{self.precision}: {self.kills.total()} kills in {self.seconds:.0f} s: {where}; "
+            f"{self.half_written} left something half-written, {self.before_first} came before the first checkpoint",
+            *(f"{self.precision}: FAILED: {failure}" for failure in self.failures),
+        ]
+        return "\n".join(lines if self.failures else [*lines, f"{self.precision}: the same bits, nothing left over"])
+
+
+def torture(folder: Path, precision: str, kills: int, seed: int) -> Verdict:
+    """Kill one run so many times, let it end, and say what was lost; `folder` is empty."""
+    began, rng, verdict = time.monotonic(), random.Random(seed), Verdict(precision)
+    start = _start(folder, precision, steps=SAVE_EVERY * SAVES_PER_KILL * kills)
+    whole, run, cache = folder / "whole", folder / "run", folder / "cache"
+    with (folder / "screen.txt").open("a") as screen:
+        # The options that come last win. That saving does not change what is computed is part of what is tested.
+        command = [sys.executable, "-m", "simcse_train", *start, "--output", str(whole), "--save-every", "1000000"]
+        cache_of_whole = str(folder / "cache-of-whole")
+        subprocess.run(command, env={**os.environ, "XDG_CACHE_HOME": cache_of_whole}, stdout=screen, stderr=screen, check=True)
+
+    # The first kills are aimed at what comes before the first checkpoint, the last ones at the export; between them half fall into a save.
+    early, late = max(1, kills // 20), max(1, kills // 10)
+    aims = [rng.choice([STARTING, READING, TRAINING]) for _ in range(early)]
+    aims += [rng.choice([STARTING, TRAINING, SAVING, SAVING]) for _ in range(kills - early - late)]
+    aims += [EXPORTING] * late
+    lasts = dict.fromkeys(range(len(PHASES)), 0.1)  # seconds; the longest that each phase was seen to last
+    while aims:
+        arguments = ["--resume", str(run)] if (run / "config.yaml").exists() else [*start, "--output", str(run)]
+        phase = processes.RawValue("i", STARTING)
+        life = processes.Process(target=live, args=(arguments, str(folder), phase, SLOW))
+        life.start()
+        skipped = rng.randrange(3) if aims[0] == SAVING else 0
+        _wait(life, phase, aims[0], skipped, lasts)
+        life.join(rng.uniform(0, lasts[aims[0]]))
+        life.kill()
+        life.join()
+        if life.exitcode not in (0, -9):
+            verdict.failures.append(f"a life ended by itself with status {life.exitcode}: {_last_words(folder)}")
+            break
+        if life.exitcode == -9:
+            aims.pop(0)
+            verdict.kills[PHASES[phase.value]] += 1
+            _inspect(run, cache, verdict)
+    last = processes.Process(target=live, args=(["--resume", str(run)], str(folder), processes.RawValue("i"), 0.0))
+    last.start()
+    last.join()
+    if last.exitcode != 0:
+        verdict.failures.append(f"the last life ended with status {last.exitcode}: {_last_words(folder)}")
+    _compare(whole, run, cache, verdict)
+    verdict.seconds = time.monotonic() - began
+    return verdict
+
+
+def live(arguments: list[str], folder: str, phase: Any, seconds: float) -> None:
+    """Be one life of the program: run the command line, note the phase it is in, and wait before every change to the disk."""
+    os.environ["XDG_CACHE_HOME"] = f"{folder}/cache"
+    screen = os.open(f"{folder}/screen.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(screen, 1)
+    os.dup2(screen, 2)
+
+    def slow(event: str, details: tuple[Any, ...]) -> None:
+        if event in CHANGES and str(details[0]).startswith((f"{folder}/run", f"{folder}/cache")):
+            time.sleep(seconds)
+
+    def noting(number: int, function: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            before, phase.value = phase.value, number
+            result = function(*args, **kwargs)
+            phase.value = before
+            return result
+
+        return noted
+
+    sys.addaudithook(slow)
+    for place, name, number in (
+        (training, "open_corpus", READING),
+        (training._Training, "train_steps", TRAINING),
+        (training._Training, "save", SAVING),
+        (training._Training, "finish", EXPORTING),
+    ):
+        setattr(place, name, noting(number, getattr(place, name)))
+    sys.argv = ["simcse-train", *arguments]
+    simcse_train()
+
+
+def _wait(life: Any, phase: Any, aim: int, skipped: int, lasts: dict[int, float]) -> None:
+    """Wait until a life has reached a phase for the time after `skipped`, or has ended; learn how long phases last."""
+    now, since = STARTING, time.monotonic()
+    while life.is_alive():
+        if phase.value != now:
+            lasts[now] = max(lasts[now], time.monotonic() - since)
+            if now == aim:
+                skipped -= 1
+            now, since = phase.value, time.monotonic()
+        if now == aim and skipped <= 0:
+            return
+        time.sleep(0.001)
+
+
+def _inspect(run: Path, cache: Path, verdict: Verdict) -> None:
+    """Look at what a kill left: every checkpoint that can be seen is intact, and none is lost."""
+    saved = checkpoints(run)
+    verdict.before_first += not saved
+    verdict.half_written += bool(_temporaries(run, cache))
+    for path in saved:
+        if reason := damage(path):
+            verdict.failures.append(f"after kill {verdict.kills.total()} {path.name} was not whole: {reason}")
+    newest = int(saved[-1].name.removeprefix("step-")) if saved else 0
+    if newest < verdict.furthest:
+        verdict.failures.append(f"after kill {verdict.kills.total()} the newest checkpoint was {newest}, before it {verdict.furthest}")
+    verdict.furthest = newest
+
+
+def _compare(whole: Path, run: Path, cache: Path, verdict: Verdict) -> None:
+    """Compare a run that was killed with one that was not."""
+    newest = checkpoints(whole)[-1].relative_to(whole)
+    names = ["encoder/model.safetensors", *(f"{newest}/{name}.safetensors" for name in ("encoder/model", "head", "optimizer"))]
+    for name in names:
+        if not (run / name).exists() or (run / name).read_bytes() != (whole / name).read_bytes():
+            verdict.failures.append(f"{name} differs from the undisturbed run's")
+    logged = [[json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()] for path in (whole, run)]
+    # The mean loss of a line is over the steps since the process began, and speed is speed: the rest is the same.
+    measured = [[(m["step"], m.get("epoch"), m.get("uniformity"), m.get("loss")) for m in lines] for lines in logged]
+    if measured[0] != measured[1]:
+        verdict.failures.append("metrics.jsonl differs from the undisturbed run's")
+    verdict.failures += [f"{path} is left over" for path in _temporaries(run, cache)]
+
+
+def _temporaries(*folders: Path) -> list[Path]:
+    return [p for folder in folders for p in folder.rglob("*") if p.name.endswith((".partial", ".replaced"))]
+
+
+def _last_words(folder: Path) -> str:
+    return " ".join((folder / "screen.txt").read_text(errors="replace").splitlines()[-5:])
+
+
+def _start(folder: Path, precision: str, steps: int) -> list[str]:
+    """Make a tiny encoder and text; return the options of a run on them."""
+    rng = random.Random(0)
+    words = sorted({"".join(rng.choices("aeioulmnrst", k=rng.randint(2, 7))) for _ in range(300)})
+    text, vocabulary, model = folder / "text.txt", folder / "vocab.txt", folder / "model"
+    text.write_text("".join(" ".join(rng.choices(words, k=rng.randint(3, 12))) + "\n" for _ in range(300)))
+    vocabulary.write_text("".join(piece + "\n" for piece in ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]))
+    tokenizer = BertTokenizer(str(vocabulary), model_max_length=32)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "max_position_embeddings": 32}
+    BertModel(BertConfig(vocab_size=len(tokenizer), initializer_range=0.3, **sizes)).save_pretrained(model)  # type: ignore[arg-type]
+    tokenizer.save_pretrained(model)
+    settings = {
+        "data": text,
+        "model": model,
+        "precision": precision,
+        "device": "cpu",
+        "max-steps": steps,
+        "batch-size": 8,
+        "learning-rate": 1e-3,
+        "warmup-ratio": 0.1,
+        "weight-decay": 0.01,
+        "log-every": 1,
+        "eval-every": 7,
+        "save-every": SAVE_EVERY,
+    }
+    return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+
+
+def main(
+    kills: Annotated[int, typer.Option(help="SIGKILLs for each precision.", min=3)] = 100,
+    precisions: Annotated[str, typer.Option(help="fp32, bf16 or both, with a comma.")] = "fp32,bf16",
+    seed: Annotated[int, typer.Option(help="Decides where the kills are aimed.")] = 1,
+) -> None:
+    """Torture a run in each precision; status 1 if anything was lost."""
+    verdicts = []
+    for precision in precisions.split(","):
+        with tempfile.TemporaryDirectory() as folder:
+            verdicts.append(torture(Path(folder), precision, kills, seed))
+            typer.echo(str(verdicts[-1]))
+    raise typer.Exit(any(verdict.failures for verdict in verdicts))
+
+
+if __name__ == "__main__":
+    typer.run(main)
