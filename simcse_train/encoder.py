@@ -1,7 +1,8 @@
 """A Hugging Face encoder, its pooling, and the head used in training only.
 
-Sentences travel packed (see `packing`), so no padding token is multiplied. An encoder that does not use transformers' attention
-interface, or does not give the same states packed as padded, is fed padded batches instead.
+Sentences travel packed (see `packing`), so no padding token is multiplied, and where `[CLS]` is the embedding the last layer computes
+nothing else. An encoder that does not use transformers' attention interface, or does not give the same states packed as padded, is fed
+padded batches instead.
 """
 
 from __future__ import annotations
@@ -27,12 +28,15 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from simcse_train.config import InputError
-from simcse_train.packing import pack, packing
+from simcse_train.packing import let_last_layer_compute_first_tokens, pack, packing
 from simcse_train.texts import open_file, read_texts
 
 # Longer texts are cut here before they are tokenised; no sentence of `max_length` tokens needs as many characters, and a line of
 # 100 MB must not keep the tokenizer busy for minutes.
 MAX_CHARACTERS = 20_000
+
+# On these an encoder shows, when it is loaded, which of the faster ways give the same states.
+PROBES = ("One.", "A somewhat longer sentence stands beside it.", "Three of them.")
 
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
@@ -57,6 +61,7 @@ class Encoder(nn.Module):
         self.head = head
         self.eval()
         self.packed = _packs_exactly(self)
+        self.first_only = self.packed and pooling == "cls" and _computes_first_tokens_exactly(self)
 
     @property
     def device(self) -> torch.device:
@@ -83,13 +88,15 @@ class Encoder(nn.Module):
 
         The head is left out: this is what is evaluated and exported (`cls_before_pooler` of the paper's code).
         """
+        if self.first_only:
+            return self.states(tokens, lengths, first_only=True).float()
         states = self.states(tokens, lengths).float()  # (total, hidden)
         if self.pooling == "cls":
             return states[lengths.cumsum(0) - lengths]
         return torch.segment_reduce(states, "mean", lengths=lengths, unsafe=True)
 
-    def states(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """Return the last layer's states (total, hidden) of packed tokens (total,)."""
+    def states(self, tokens: Tensor, lengths: Tensor, *, first_only: bool = False) -> Tensor:
+        """Return the last layer's states (total, hidden) of packed tokens (total,); with `first_only` those of `[CLS]` (rows, hidden)."""
         if not self.packed:
             return self.padded_states(tokens, lengths)
         starts = lengths.cumsum(0) - lengths
@@ -97,7 +104,7 @@ class Encoder(nn.Module):
         output = self.model(
             input_ids=tokens[None],
             position_ids=(places + _first_position(self.model))[None],
-            packing=packing(lengths),
+            packing=packing(lengths, first_only=first_only),
         )
         states: Tensor = output.last_hidden_state[0]
         return states
@@ -237,8 +244,7 @@ def _packs_exactly(encoder: Encoder) -> bool:
     """Switch the model to packed attention if it then gives the same states as on a padded batch; else leave it padded."""
     model = encoder.model
     before = model.config._attn_implementation
-    sentences = ["One.", "A somewhat longer sentence stands beside it.", "Three of them."]
-    tokens, lengths = pack(encoder.tokenize(sentences, 12), encoder.device)
+    tokens, lengths = pack(encoder.tokenize(PROBES, 12), encoder.device)
     padded = encoder.padded_states(tokens, lengths)
     encoder.packed = True
     try:
@@ -249,6 +255,19 @@ def _packs_exactly(encoder: Encoder) -> bool:
     if not exact:
         model.set_attn_implementation(before)
     return exact
+
+
+@torch.inference_mode()
+def _computes_first_tokens_exactly(encoder: Encoder) -> bool:
+    """Let the last layer of a packed encoder compute `[CLS]` alone, and say whether that gives the same states of it."""
+    tokens, lengths = pack(encoder.tokenize(PROBES, 12), encoder.device)
+    expected = encoder.states(tokens, lengths)[lengths.cumsum(0) - lengths]
+    try:
+        let_last_layer_compute_first_tokens(encoder.model, encoder.model.config.num_hidden_layers)
+        found = encoder.states(tokens, lengths, first_only=True)
+    except (ValueError, TypeError, RuntimeError, AttributeError):
+        return False
+    return found.shape == expected.shape and torch.allclose(found, expected, atol=1e-4, rtol=1e-4)
 
 
 def _first_position(model: PreTrainedModel) -> int:

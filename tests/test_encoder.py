@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,9 @@ import torch
 from torch import Tensor
 
 from simcse_train.config import InputError
-from simcse_train.encoder import Encoder, dropout_settings, is_deterministic, projection_head, save_encoder
+from simcse_train.encoder import Encoder, dropout_settings, is_deterministic, projection_head, save_encoder, seeded
 from simcse_train.loading import load_encoder
+from simcse_train.loss import ntxent_loss
 from simcse_train.packing import pack
 from tests.conftest import make_bert
 from tests.families import FAMILIES, make_family
@@ -47,6 +49,64 @@ def test_packed_states_and_gradients_are_those_of_the_padded_batch(family: Path)
     assert packed_gradients.keys() == padded_gradients.keys()
     for name, gradient in packed_gradients.items():
         assert torch.allclose(gradient, padded_gradients[name], atol=1e-4, rtol=1e-4), name
+
+
+def test_the_last_layer_computes_cls_alone_with_the_embeddings_and_gradients_of_the_padded_batch(family: Path) -> None:
+    encoder = load_encoder(family, pooling="cls")
+    # MPNet is padded, and ALBERT's layers are one module: these compute their last layer for all tokens.
+    assert encoder.first_only == (not family.name.startswith(("mpnet", "albert")))
+    tokens, lengths = pack(encoder.tokenize(SENTENCES, 32))
+    shapes: list[torch.Size] = []
+    norms = [m for m in encoder.model.modules() if isinstance(m, torch.nn.LayerNorm)]
+    handle = norms[-1].register_forward_hook(lambda _, args, output: shapes.append(output.shape))
+    found = encoder.embed(tokens, lengths)
+    handle.remove()
+    if encoder.first_only:
+        assert shapes == [(1, len(SENTENCES), 32)]
+    found_gradients = gradients(encoder, found)
+    encoder.model.set_attn_implementation("eager")
+    expected = encoder.padded_states(tokens, lengths)[lengths.cumsum(0) - lengths]
+    assert torch.allclose(found, expected, atol=1e-5)
+    expected_gradients = gradients(encoder, expected)
+    assert found_gradients.keys() == expected_gradients.keys()
+    for name, gradient in found_gradients.items():
+        assert torch.allclose(gradient, expected_gradients[name], atol=1e-4, rtol=1e-4), name
+
+
+def test_dropout_gives_the_loss_the_same_mean_and_spread_packed_as_padded(family: Path) -> None:
+    encoder = load_encoder(family, pooling="cls", dropout=0.3).train()
+    if not encoder.packed:
+        return
+    tokens, lengths = pack(encoder.tokenize([s for s in SENTENCES for _ in range(2)], 32))
+    first = lengths.cumsum(0) - lengths
+
+    def losses(embed: Callable[[], Tensor]) -> Tensor:
+        found = []
+        for seed in range(50):
+            with torch.no_grad(), seeded(seed):
+                found.append(ntxent_loss(embed(), 0.5))
+        return torch.stack(found)
+
+    packed = losses(lambda: encoder.states(tokens, lengths)[first])
+    ways = {"packed": packed, "embed": losses(lambda: encoder.embed(tokens, lengths))}
+    encoder.model.set_attn_implementation("eager")
+    padded = losses(lambda: encoder.padded_states(tokens, lengths)[first])
+    for name, way in ways.items():
+        standard_error = ((way.var() + padded.var()) / len(way)).sqrt()
+        assert (way.mean() - padded.mean()).abs() < 3 * standard_error, name
+        assert 0.7 < way.std() / padded.std() < 1.4, name
+
+
+def test_attention_dropout_acts_in_a_last_layer_of_cls_alone(tiny: Path) -> None:
+    encoder = load_encoder(tiny, pooling="cls").train()
+    for module in encoder.model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    tokens, lengths = pack(encoder.tokenize(SENTENCES, 32))
+    still = encoder.embed(tokens, lengths)
+    assert torch.equal(encoder.embed(tokens, lengths), still)
+    encoder.model.get_submodule("encoder.layer.1.attention.self.dropout").p = 0.3
+    assert not torch.allclose(encoder.embed(tokens, lengths), still, atol=1e-3)
 
 
 def test_a_sentence_is_encoded_the_same_alone_and_among_others(family: Path) -> None:
