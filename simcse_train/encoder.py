@@ -59,6 +59,8 @@ class Encoder(nn.Module):
         self.pooling = pooling
         self.max_length = max_length
         self.head = head
+        self.backend = _backend_tokenizes_exactly(tokenizer)
+        self.special_tokens = _special_tokens(tokenizer)
         self.eval()
         self.packed = _packs_exactly(self)
         self.first_only = self.packed and pooling == "cls" and _computes_first_tokens_exactly(self)
@@ -124,15 +126,21 @@ class Encoder(nn.Module):
 
         Special tokens written in a sentence, such as `[SEP]`, are text.
         """
-        return self.tokenizer(  # type: ignore[no-any-return]
-            [sentence[:MAX_CHARACTERS] for sentence in sentences],
-            truncation=True,
-            max_length=max_length,
-            split_special_tokens=True,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )["input_ids"]
+        heads = [sentence[:MAX_CHARACTERS] for sentence in sentences]
+        return _backend_tokens(self.tokenizer, heads, max_length) if self.backend else _tokens(self.tokenizer, heads, max_length)
+
+    def tokenize_and_mark(self, sentences: Sequence[str], max_length: int) -> tuple[list[list[int]], list[bool]]:
+        """Return what `tokenize` returns, and which of the sentences were cut."""
+        # One token more than is kept shows which sentences are cut. A tokenizer cuts the text before it adds the special tokens, so
+        # such a row holds one token of text too many, and nothing else differs.
+        rows = self.tokenize(sentences, max_length + 1)
+        cut = [len(row) > max_length for row in rows]
+        opening, closing = self.special_tokens
+        surplus = opening if self.tokenizer.truncation_side == "left" else max_length - closing
+        for row, is_cut in zip(rows, cut, strict=True):
+            if is_cut:
+                del row[surplus]
+        return rows, cut
 
     @torch.inference_mode()
     def encode(
@@ -237,6 +245,42 @@ def is_deterministic(encoder: Encoder) -> bool:
         second = encoder.embed(tokens, lengths)
     encoder.train(training)
     return torch.equal(first, second)
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length: int) -> list[list[int]]:
+    return tokenizer(  # type: ignore[no-any-return]
+        texts,
+        truncation=True,
+        max_length=max_length,
+        split_special_tokens=True,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )["input_ids"]
+
+
+def _backend_tokens(tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length: int) -> list[list[int]]:
+    """Return what `_tokens` returns, straight from the tokenizers library: ids only, in about half the time."""
+    backend = tokenizer.backend_tokenizer
+    backend.no_padding()
+    backend.enable_truncation(max_length, direction=tokenizer.truncation_side)
+    backend.encode_special_tokens = True
+    return [encoding.ids for encoding in backend.encode_batch_fast(texts)]
+
+
+def _backend_tokenizes_exactly(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Say whether there is a fast tokenizer that gives the same tokens without the Python around it, which a class may override."""
+    if not tokenizer.is_fast:
+        return False
+    texts = [*PROBES, "", f"a {' '.join(tokenizer.all_special_tokens)} b"]
+    return all(_backend_tokens(tokenizer, texts, length) == _tokens(tokenizer, texts, length) for length in (6, 64))
+
+
+def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
+    """Return how many special tokens stand before a text and how many after it."""
+    row, empty = _tokens(tokenizer, [PROBES[0], ""], 16)
+    opening = next((i for i, (token, special) in enumerate(zip(row, empty, strict=False)) if token != special), len(empty))
+    return opening, tokenizer.num_special_tokens_to_add() - opening
 
 
 @torch.inference_mode()
