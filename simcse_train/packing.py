@@ -105,7 +105,7 @@ def packed_attention(
     """
 
     def pad(states: Tensor) -> Tensor:  # (1, heads, total, size) -> (rows, heads, longest, size)
-        padded: Tensor = _Pad.apply(states[0].transpose(0, 1), packing)
+        padded: Tensor = _Pad.apply(states[0].transpose(0, 1), packing)  # type: ignore[no-untyped-call]
         return padded.transpose(1, 2)
 
     if packing.states is not None:
@@ -115,7 +115,7 @@ def packed_attention(
         attended = scaled_dot_product_attention(queries, pad(key), pad(value), attn_mask=packing.mask, dropout_p=dropout, scale=scaling)
         return attended.transpose(1, 2).transpose(0, 1), None
     attended = scaled_dot_product_attention(pad(query), pad(key), pad(value), attn_mask=packing.mask, dropout_p=dropout, scale=scaling)
-    packed: Tensor = _Unpad.apply(attended.transpose(1, 2), packing)  # (total, heads, size)
+    packed: Tensor = _Unpad.apply(attended.transpose(1, 2), packing)  # type: ignore[no-untyped-call]  # (total, heads, size)
     return packed[None], None
 
 
