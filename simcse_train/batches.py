@@ -36,6 +36,13 @@ def epoch_batches(sentences: int, batch_size: int, *, seed: int, epoch: int, sta
         yield order[batch * batch_size : (batch + 1) * batch_size]
 
 
+def micro_batches(batch: Batch, size: int | None) -> list[tuple[Tensor, Tensor]]:
+    """Return the tokens (total,) and lengths (rows,) of a batch in parts of at most `size` sentences; without a size in one."""
+    lengths = batch.lengths.split(2 * size if size else len(batch.lengths))
+    tokens = batch.tokens.split([int(part.sum()) for part in lengths])
+    return list(zip(tokens, lengths, strict=True))
+
+
 def two_views(rows: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> Batch:
     """Return the batch in which each row of token ids stands twice in a row."""
     first_seen: dict[bytes, int] = {}

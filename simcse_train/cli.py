@@ -51,6 +51,10 @@ def train_command(
     epochs: Annotated[int | None, typer.Option(metavar="N", help=f"Times to go through the text. {_default('epochs')}")] = None,
     max_steps: Annotated[int | None, typer.Option(metavar="N", help="Stop after this many steps, whatever the epochs.")] = None,
     batch_size: Annotated[int | None, typer.Option(metavar="N", help=f"Sentences in a batch. {_default('batch_size')}")] = None,
+    micro_batch_size: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Sentences held in memory at once; the gradients stay the batch's. [default: the whole batch]"),
+    ] = None,
     learning_rate: Annotated[
         float | None, typer.Option(metavar="X", help=f"Peak, falls linearly to 0. {_default('learning_rate')}")
     ] = None,

@@ -43,6 +43,7 @@ class TrainConfig(BaseModel):
     epochs: Count = 1
     max_steps: Count | None = None
     batch_size: Annotated[int, Field(ge=2)] = 64
+    micro_batch_size: Count | None = None
     learning_rate: Positive = 3e-5
     warmup_ratio: Unit = 0.0
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0

@@ -15,7 +15,8 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
@@ -158,8 +159,8 @@ def _build(
         with _claim(partial):
             hashes, lines, empty, cut = _write_sentences(files, text_column, encoder, max_length, partial / "sentences.arrow")
             # Of equal sentences the first stays. 64-bit hashes: among 5 million lines the chance of one clash is below 1e-6.
-            rows = np.sort(np.unique(hashes, return_index=True)[1])
-            np.save(partial / "rows.npy", rows.astype(np.int64))
+            rows = _first_of_each(hashes)
+            np.save(partial / "rows.npy", rows)
             counts = Counts(lines, empty, len(hashes) - len(rows), int(cut[rows].sum()), len(rows))
             (partial / "counts.json").write_text(json.dumps(asdict(counts)))
             if [_stamp(path) for path in files] != before:
@@ -224,20 +225,11 @@ def _write_sentences(
     ):
         for path, size in zip(files, sizes, strict=True):
             with open_file(path) as raw:
-                for chunk in _chunks(read_texts(raw, path, text_column)):
-                    lines += len(chunk)
-                    texts = [text for line in chunk if (text := line.strip())]
-                    if not texts:
-                        empty += len(chunk)
-                        continue
-                    # One token more than is kept shows which sentences are cut.
-                    longer = encoder.tokenize(texts, max_length + 1)
-                    cut = [len(row) > max_length for row in longer]
-                    kept = iter(encoder.tokenize([t for t, c in zip(texts, cut, strict=True) if c], max_length) if any(cut) else [])
-                    ids = [next(kept) if c else row for row, c in zip(longer, cut, strict=True)]
+                for found, texts, ids, cut in _tokenised(_chunks(read_texts(raw, path, text_column)), encoder, max_length):
+                    lines += found
                     # A text of control characters alone has no token: it is as empty as a blank line.
                     full = [i for i, row in enumerate(ids) if len(row) > special]
-                    empty += len(chunk) - len(full)
+                    empty += found - len(full)
                     hashes.append(np.array([_hash(texts[i]) for i in full], dtype=np.uint64))
                     cuts.append(np.array([cut[i] for i in full], dtype=bool))
                     columns = [[texts[i][:MAX_CHARACTERS] for i in full], [ids[i] for i in full]]
@@ -251,6 +243,35 @@ def _write_sentences(
         empty,
         np.concatenate([nothing.astype(bool), *cuts]),
     )
+
+
+def _tokenised(
+    chunks: Iterable[list[str]], encoder: Encoder, max_length: int
+) -> Iterator[tuple[int, list[str], list[list[int]], list[bool]]]:
+    """Yield of each chunk its number of lines, its texts, their token ids and which were cut; a thread works one chunk ahead."""
+
+    def tokenise(chunk: list[str]) -> tuple[int, list[str], list[list[int]], list[bool]]:
+        texts = [text for line in chunk if (text := line.strip())]
+        return len(chunk), texts, *(encoder.tokenize_and_mark(texts, max_length) if texts else ([], []))
+
+    with ThreadPoolExecutor(1) as worker:
+        before: Future[tuple[int, list[str], list[list[int]], list[bool]]] | None = None
+        for chunk in chunks:
+            ahead = worker.submit(tokenise, chunk)
+            if before is not None:
+                yield before.result()
+            before = ahead
+        if before is not None:
+            yield before.result()
+
+
+def _first_of_each(hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Return where each distinct hash stands first, in that order; `np.unique` would need twice the memory."""
+    order = np.argsort(hashes, kind="stable")
+    ordered = hashes[order]
+    is_first = np.ones(len(hashes), dtype=bool)
+    is_first[order[1:]] = ordered[1:] != ordered[:-1]
+    return np.flatnonzero(is_first)
 
 
 def _chunks(texts: Iterator[str]) -> Iterator[list[str]]:

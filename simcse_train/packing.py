@@ -2,12 +2,15 @@
 
 The tokens of a batch stand one sentence after another; everything in a transformer but the attention works on single tokens and
 needs to know nothing of it. The attention enters an unchanged model through `transformers.AttentionInterface`.
+
+Where only the first token of each sentence is asked for (`[CLS]`), the last layer is given those tokens alone. Its attention still
+needs the keys and values of all tokens, and makes them itself from the states that the layer was to be given.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,9 +34,12 @@ class Packing:
     padded: Tensor  # (rows, longest): the place in the packed row of each padded place
     mask: Tensor  # (rows, 1, 1, longest): True at real tokens
     packed: Tensor  # (total,): the place in the flattened padded batch of each token
+    first: Tensor  # (rows,): the place in the packed row of each sentence's first token
+    first_only: bool  # whether the last layer is to compute first tokens alone
+    states: Tensor | None = None  # (1, total, hidden): in a layer that computes first tokens alone, the states of all tokens
 
 
-def packing(lengths: Tensor) -> Packing:
+def packing(lengths: Tensor, *, first_only: bool = False) -> Packing:
     """Return the layout of sentences with the given lengths (rows,)."""
     longest = int(lengths.max())
     starts = lengths.cumsum(0) - lengths
@@ -43,7 +49,41 @@ def packing(lengths: Tensor) -> Packing:
         padded=torch.where(real, starts[:, None] + columns, 0),
         mask=real[:, None, None, :],
         packed=real.flatten().nonzero().squeeze(1),
+        first=starts,
+        first_only=first_only,
     )
+
+
+class _Pad(torch.autograd.Function):
+    """Packed states (total, ...) -> padded states (rows, longest, ...).
+
+    Each token has one place in the padded batch, and its padding, which attention masks, has no gradient. So the gradient is gathered
+    like the states; that of plain indexing is a scatter, and takes several times as long.
+    """
+
+    @staticmethod
+    def forward(context: Any, states: Tensor, packing: Packing) -> Tensor:
+        context.packing = packing
+        return states[packing.padded]
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0].flatten(0, 1)[context.packing.packed], None
+
+
+class _Unpad(torch.autograd.Function):
+    """Padded states (rows, longest, ...) -> packed states (total, ...); the gradient of padding is zero."""
+
+    @staticmethod
+    def forward(context: Any, states: Tensor, packing: Packing) -> Tensor:
+        context.packing, context.shape = packing, states.shape
+        return states.flatten(0, 1)[packing.packed]
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        padded = gradients[0].new_zeros(context.shape)
+        padded.flatten(0, 1).index_copy_(0, context.packing.packed, gradients[0])
+        return padded, None
 
 
 def packed_attention(
@@ -60,16 +100,48 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """Attend within each sentence of a packed row.
 
-    query, key, value: (1, heads, total, head size); returns (1, total, heads, head size). The signature is the one that
-    `transformers.AttentionInterface` calls.
+    query, key, value: (1, heads, total, head size); returns (1, total, heads, head size). In a layer that computes first tokens
+    alone, rows stand in place of total. The signature is the one that `transformers.AttentionInterface` calls.
     """
 
     def pad(states: Tensor) -> Tensor:  # (1, heads, total, size) -> (rows, heads, longest, size)
-        return states[0].transpose(0, 1)[packing.padded].transpose(1, 2)
+        padded: Tensor = _Pad.apply(states[0].transpose(0, 1), packing)  # type: ignore[no-untyped-call]
+        return padded.transpose(1, 2)
 
+    if packing.states is not None:
+        shape = (1, packing.states.shape[1], *key.shape[1::2])
+        key, value = (project(packing.states).view(shape).transpose(1, 2) for project in _key_and_value(module))
+        queries = query[0].transpose(0, 1)[:, :, None]  # (rows, heads, 1, size)
+        attended = scaled_dot_product_attention(queries, pad(key), pad(value), attn_mask=packing.mask, dropout_p=dropout, scale=scaling)
+        return attended.transpose(1, 2).transpose(0, 1), None
     attended = scaled_dot_product_attention(pad(query), pad(key), pad(value), attn_mask=packing.mask, dropout_p=dropout, scale=scaling)
-    flat = attended.transpose(1, 2).flatten(0, 1)  # (rows * longest, heads, size)
-    return flat[packing.packed][None], None
+    packed: Tensor = _Unpad.apply(attended.transpose(1, 2), packing)  # type: ignore[no-untyped-call]  # (total, heads, size)
+    return packed[None], None
+
+
+def _key_and_value(attention: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """Return the two projections of an attention under the names that its family uses; raises `AttributeError` at unknown ones."""
+    names = ("key", "value") if hasattr(attention, "key") else ("k_lin", "v_lin")
+    return getattr(attention, names[0]), getattr(attention, names[1])
+
+
+def let_last_layer_compute_first_tokens(model: nn.Module, layers: int) -> None:
+    """Give the last layer of a model first tokens alone wherever the packing asks for it.
+
+    Raises `AttributeError` where the model holds no list of that many layers, as where all layers are one module (ALBERT).
+    """
+
+    def first_tokens(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        layout: Packing | None = kwargs.get("packing")
+        if layout is None or not layout.first_only:
+            return None
+        states, *others = args  # states: (1, total, hidden)
+        return (states[:, layout.first], *others), kwargs | {"packing": replace(layout, states=states)}
+
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == layers]
+    if len(lists) != 1:
+        raise AttributeError("the model's layers stand in no list of their own")
+    lists[0][-1].register_forward_pre_hook(first_tokens, with_kwargs=True)
 
 
 AttentionInterface.register("packed", packed_attention)

@@ -23,11 +23,11 @@ import transformers
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from simcse_train import __version__
-from simcse_train.batches import epoch_batches, steps_per_epoch, two_views
+from simcse_train.batches import Batch, epoch_batches, micro_batches, steps_per_epoch, two_views
 from simcse_train.checkpoint import (
     SaveError,
     State,
@@ -193,6 +193,35 @@ def parameter_groups(encoder: nn.Module, weight_decay: float) -> list[dict[str, 
     ]
 
 
+def add_gradients(encoder: Encoder, batch: Batch, config: TrainConfig, step: int, accelerator: Accelerator) -> Tensor:
+    """Add the gradients of a step's loss to those of the parameters, and return the loss.
+
+    With `micro_batch_size` no more sentences than that are held at once (gradient caching, Gao et al. 2021, arXiv 2101.06983,
+    section 3.2): the loss of all embeddings gives the gradient by each, and a second pass over each micro batch, under the same
+    noise, carries it on to the parameters. The sum is the gradient of the undivided batch.
+    """
+    parts = micro_batches(batch, config.micro_batch_size)
+
+    def embed(part: int) -> Tensor:  # (rows of the part, hidden)
+        # The noise is a function of (seed, step, part): nothing that happens between two steps can change it, and it can be replayed.
+        with seeded(config.seed, step, part), accelerator.autocast():
+            return encoder(*parts[part])  # type: ignore[no-any-return]
+
+    if len(parts) == 1:
+        embeddings = embed(0)  # (2N, hidden)
+    else:
+        with torch.no_grad():
+            embeddings = torch.cat([embed(part) for part in range(len(parts))])  # (2N, hidden)
+        embeddings.requires_grad_()
+    loss = OBJECTIVES[config.objective](embeddings, config.temperature, batch.texts)
+    accelerator.backward(loss)
+    if len(parts) > 1:
+        assert embeddings.grad is not None
+        for part, gradient in enumerate(embeddings.grad.split([len(lengths) for _, lengths in parts])):
+            embed(part).backward(gradient)
+    return loss.detach()
+
+
 class _Training:
     """The state of a run in memory, and the loop over it."""
 
@@ -221,7 +250,7 @@ class _Training:
         # Evenly spaced and the same for every seed, so that the figures of two seeds compare.
         chosen = np.linspace(0, len(corpus) - 1, held_out, dtype=np.int64) if held_out >= 2 else numbers[:HELD_OUT]
         self.held_out = corpus.tokens(chosen)
-        self.sentences = np.setdiff1d(numbers, chosen) if held_out >= 2 else numbers
+        self.sentences = np.delete(numbers, chosen) if held_out >= 2 else numbers
         self.per_epoch = steps_per_epoch(len(self.sentences), config.batch_size)
         self.total = config.max_steps or config.epochs * self.per_epoch
         self.step = 0
@@ -237,7 +266,9 @@ class _Training:
             + (f"{held_out} of them held out." if held_out >= 2 else "too few to hold any out.")
         )
         logger.info(
-            f"Training: {self.total:,} steps of {config.batch_size} sentences, {config.objective}, {self.encoder.pooling} pooling, "
+            f"Training: {self.total:,} steps of {config.batch_size} sentences"
+            + (f" in parts of {config.micro_batch_size}" if config.micro_batch_size else "")
+            + f", {config.objective}, {self.encoder.pooling} pooling, "
             f"{'with' if self.encoder.head else 'without'} head, {config.precision} on {self.accelerator.device}, "
             f"{'packed' if self.encoder.packed else 'padded'} batches. Folder: {self.folder}"
         )
@@ -284,7 +315,6 @@ class _Training:
     def train_steps(self, stop: StopRequests) -> None:
         """Train from the present step to the last, or to the boundary of the step in which a signal comes."""
         config, encoder = self.config, self.encoder
-        loss_function = OBJECTIVES[config.objective]
         encoder.train()
         losses: list[float] = []
         sentences, seconds, saved_at = 0, 0.0, time.monotonic()
@@ -300,11 +330,7 @@ class _Training:
             batch = two_views(self.corpus.tokens(rows), self.accelerator.device)  # [a, a, b, b, ...]
             for group in self.adamw.param_groups:
                 group["lr"] = learning_rate_at(self.step, self.total, config)
-            # The noise of a step is a function of (seed, step): nothing that happens between two steps can change it.
-            with seeded(config.seed, self.step), self.accelerator.autocast():
-                embeddings = encoder(batch.tokens, batch.lengths)  # (2N, hidden)
-            loss = loss_function(embeddings, config.temperature, batch.texts)
-            self.accelerator.backward(loss)
+            loss = add_gradients(encoder, batch, config, self.step, self.accelerator)
             norm = self.accelerator.clip_grad_norm_(encoder.parameters(), config.max_grad_norm)
             # With fp16 the scaler itself skips a step whose gradients overflow.
             if not torch.isfinite(loss) or (config.precision != "fp16" and not torch.isfinite(torch.as_tensor(norm))):

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simcse_train.batches import epoch_batches, steps_per_epoch, two_views
+from simcse_train.batches import epoch_batches, micro_batches, steps_per_epoch, two_views
 
 sizes = given(sentences=st.integers(0, 300), batch_size=st.integers(2, 70), seed=st.integers(0, 2**32 - 1), epoch=st.integers(0, 5))
 
@@ -38,3 +38,13 @@ def test_each_sentence_stands_twice_in_a_row_and_twins_share_a_text() -> None:
     assert batch.lengths.tolist() == [3, 3, 4, 4, 3, 3]
     assert batch.tokens.tolist() == [2, 7, 3, 2, 7, 3, 2, 8, 9, 3, 2, 8, 9, 3, 2, 7, 3, 2, 7, 3]
     assert batch.texts.tolist() == [0, 0, 1, 1, 0, 0]
+
+
+def test_micro_batches_hold_both_views_of_at_most_so_many_sentences() -> None:
+    batch = two_views([[2, 7, 3], [2, 8, 9, 3], [2, 3]])
+    parts = [(tokens.tolist(), lengths.tolist()) for tokens, lengths in micro_batches(batch, 2)]
+    assert parts == [([2, 7, 3, 2, 7, 3, 2, 8, 9, 3, 2, 8, 9, 3], [3, 3, 4, 4]), ([2, 3, 2, 3], [2, 2])]
+    for size in (None, 3, 100):
+        (whole,) = micro_batches(batch, size)
+        assert whole[0].tolist() == batch.tokens.tolist()
+        assert whole[1].tolist() == batch.lengths.tolist()

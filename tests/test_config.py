@@ -34,6 +34,7 @@ def test_every_config_of_the_repository_is_valid(path: Path) -> None:
         ({"temperature": 0}, "--temperature 0: .*greater than 0"),
         ({"temperature": float("nan")}, "--temperature nan"),
         ({"batch_size": 1}, "--batch-size 1: .*greater than or equal to 2"),
+        ({"micro_batch_size": 0}, "--micro-batch-size 0: .*greater than or equal to 1"),
         ({"learning_rate": -1}, "--learning-rate -1"),
         ({"pooling": "max"}, "--pooling max: .*'auto', 'cls' or 'mean'"),
         ({"dropout": 1.0}, "--dropout 1.0: .*less than 1"),

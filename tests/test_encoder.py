@@ -2,16 +2,20 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from transformers import BertConfig, BertModel, BertTokenizer, ByT5Tokenizer
 
 from simcse_train.config import InputError
-from simcse_train.encoder import Encoder, dropout_settings, is_deterministic, projection_head, save_encoder
+from simcse_train.encoder import Encoder, dropout_settings, is_deterministic, projection_head, save_encoder, seeded
 from simcse_train.loading import load_encoder
+from simcse_train.loss import ntxent_loss
 from simcse_train.packing import pack
 from tests.conftest import make_bert
 from tests.families import FAMILIES, make_family
@@ -47,6 +51,66 @@ def test_packed_states_and_gradients_are_those_of_the_padded_batch(family: Path)
     assert packed_gradients.keys() == padded_gradients.keys()
     for name, gradient in packed_gradients.items():
         assert torch.allclose(gradient, padded_gradients[name], atol=1e-4, rtol=1e-4), name
+
+
+def test_the_last_layer_computes_cls_alone_with_the_embeddings_and_gradients_of_the_padded_batch(family: Path) -> None:
+    encoder = load_encoder(family, pooling="cls")
+    # MPNet is padded, and ALBERT's layers are one module: these compute their last layer for all tokens.
+    assert encoder.first_only == (not family.name.startswith(("mpnet", "albert")))
+    tokens, lengths = pack(encoder.tokenize(SENTENCES, 32))
+    shapes: list[torch.Size] = []
+    norms = [m for m in encoder.model.modules() if isinstance(m, torch.nn.LayerNorm)]
+    handle = norms[-1].register_forward_hook(lambda _, args, output: shapes.append(output.shape))
+    found = encoder.embed(tokens, lengths)
+    handle.remove()
+    if encoder.first_only:
+        assert shapes == [(1, len(SENTENCES), 32)]
+    found_gradients = gradients(encoder, found)
+    encoder.model.set_attn_implementation("eager")
+    expected = encoder.padded_states(tokens, lengths)[lengths.cumsum(0) - lengths]
+    assert torch.allclose(found, expected, atol=1e-5)
+    expected_gradients = gradients(encoder, expected)
+    assert found_gradients.keys() == expected_gradients.keys()
+    for name, gradient in found_gradients.items():
+        assert torch.allclose(gradient, expected_gradients[name], atol=1e-4, rtol=1e-4), name
+
+
+def test_dropout_gives_the_loss_the_same_mean_and_spread_packed_as_padded(family: Path) -> None:
+    encoder = load_encoder(family, pooling="cls", dropout=0.3).train()
+    if not encoder.packed:
+        return
+    tokens, lengths = pack(encoder.tokenize([s for s in SENTENCES for _ in range(2)], 32))
+    first = lengths.cumsum(0) - lengths
+
+    def losses(embed: Callable[[], Tensor]) -> Tensor:
+        found = []
+        for seed in range(50):
+            with torch.no_grad(), seeded(seed):
+                found.append(ntxent_loss(embed(), 0.5))
+        return torch.stack(found)
+
+    packed = losses(lambda: encoder.states(tokens, lengths)[first])
+    ways = {"packed": packed, "embed": losses(lambda: encoder.embed(tokens, lengths))}
+    encoder.model.set_attn_implementation("eager")
+    padded = losses(lambda: encoder.padded_states(tokens, lengths)[first])
+    for name, way in ways.items():
+        standard_error = ((way.var() + padded.var()) / len(way)).sqrt()
+        assert (way.mean() - padded.mean()).abs() < 3 * standard_error, name
+        assert 0.7 < way.std() / padded.std() < 1.4, name
+
+
+def test_attention_dropout_acts_in_a_last_layer_of_cls_alone(tiny: Path) -> None:
+    encoder = load_encoder(tiny, pooling="cls").train()
+    for module in encoder.model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    tokens, lengths = pack(encoder.tokenize(SENTENCES, 32))
+    still = encoder.embed(tokens, lengths)
+    assert torch.equal(encoder.embed(tokens, lengths), still)
+    last = encoder.model.get_submodule("encoder.layer.1.attention.self.dropout")
+    assert isinstance(last, torch.nn.Dropout)
+    last.p = 0.3
+    assert not torch.allclose(encoder.embed(tokens, lengths), still, atol=1e-3)
 
 
 def test_a_sentence_is_encoded_the_same_alone_and_among_others(family: Path) -> None:
@@ -106,6 +170,60 @@ def test_special_tokens_in_the_text_are_text(tiny: Path) -> None:
     row = encoder.tokenize(["a [SEP] b [CLS] [MASK] [PAD]"], 64)[0]
     special = set(encoder.tokenizer.all_special_ids) - {encoder.tokenizer.unk_token_id}
     assert [i for i, token in enumerate(row) if token in special] == [0, len(row) - 1]
+
+
+AWKWARD = [
+    *SENTENCES,
+    "",
+    "a [SEP] b </s> c <mask> [CLS] d",
+    " The man  sings, the\u00a0woman plays;\u0301 the dog runs",
+    "一只猫坐在垫子上。 the cat",
+    "\u200b\x01",
+    "a" * 150 + " the end",
+]
+
+
+def by_the_tokenizer(encoder: Encoder, texts: list[str], max_length: int) -> list[list[int]]:
+    tokens: list[list[int]] = encoder.tokenizer(texts, truncation=True, max_length=max_length, split_special_tokens=True)["input_ids"]
+    return tokens
+
+
+def assert_tokenizes_as_the_tokenizer(encoder: Encoder) -> None:
+    for max_length in (3, 4, 9, 32):
+        expected = by_the_tokenizer(encoder, AWKWARD, max_length)
+        assert encoder.tokenize(AWKWARD, max_length) == expected
+        whole = by_the_tokenizer(encoder, AWKWARD, 1000)
+        rows, cut = encoder.tokenize_and_mark(AWKWARD, max_length)
+        assert rows == expected
+        assert cut == [len(row) > max_length for row in whole]
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_tokens_and_cuts_are_those_of_the_familys_own_tokenizer(family: Path, side: str) -> None:
+    encoder = load_encoder(family)
+    assert encoder.backend
+    encoder.tokenizer.truncation_side = side
+    assert_tokenizes_as_the_tokenizer(encoder)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_a_tokenizer_without_a_fast_backend_is_asked_itself(side: str) -> None:
+    tokenizer = ByT5Tokenizer()  # bytes, and one special token at the end
+    model = BertModel(BertConfig(vocab_size=len(tokenizer), hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8))
+    encoder = Encoder(model, tokenizer, "cls", 64)
+    assert not encoder.backend
+    tokenizer.truncation_side = side
+    assert_tokenizes_as_the_tokenizer(encoder)
+
+
+def test_a_tokenizer_class_that_changes_the_text_in_python_is_asked_itself(tiny: Path) -> None:
+    class Shortening(BertTokenizer):
+        def __call__(self, text: list[str], **settings: Any) -> Any:
+            return super().__call__([sentence.removesuffix(".") for sentence in text], **settings)
+
+    encoder = Encoder(BertModel.from_pretrained(tiny), Shortening.from_pretrained(tiny), "cls", 64)
+    assert not encoder.backend
+    assert encoder.tokenize(["a man."], 8) == encoder.tokenize(["a man"], 8)
 
 
 def test_saved_encoder_loads_with_the_same_embeddings_and_pooling(tiny: Path, tmp_path: Path) -> None:

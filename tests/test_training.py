@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.utils import is_bf16_available
 from safetensors.torch import load_file, save_file
 
@@ -16,9 +17,11 @@ from simcse_train import training
 from simcse_train.batches import two_views
 from simcse_train.checkpoint import checkpoint_path, checkpoints, damage
 from simcse_train.config import InputError, TrainConfig, make_config, read_settings
+from simcse_train.encoder import projection_head, seeded
 from simcse_train.loading import load_encoder
+from simcse_train.loss import OBJECTIVES
 from simcse_train.stopping import StopRequests
-from simcse_train.training import Run, Stopped, TrainingError, learning_rate_at, parameter_groups, resume, train
+from simcse_train.training import Run, Stopped, TrainingError, add_gradients, learning_rate_at, parameter_groups, resume, train
 from tests.conftest import make_bert
 from tests.families import make_family
 
@@ -74,6 +77,52 @@ def test_config_yaml_repeats_the_run_with_the_same_bits(text: Path, tiny: Path, 
     assert bits(again.folder / "encoder") == bits(first.folder / "encoder")
     other = train(settings(text, tiny, tmp_path / "other", max_steps=6, seed=7))
     assert bits(other.folder / "encoder") != bits(first.folder / "encoder")
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_micro_batches_give_the_gradients_of_the_undivided_loss(tiny: Path, pooling: str, objective: str) -> None:
+    encoder = load_encoder(tiny, pooling=pooling).train()
+    encoder.head = projection_head(encoder.hidden_size, seed=0)
+    rows = encoder.tokenize(["a man", "the cat runs in the park", "a dog", "the cat runs in the park", "a woman sings on the hill"], 16)
+    batch = two_views(rows)
+    config = make_config({"data": "x", "seed": 3, "micro_batch_size": 2, "objective": objective, "temperature": 0.2})
+    loss = add_gradients(encoder, batch, config, 7, Accelerator(cpu=True))
+    found = {name: p.grad.clone() for name, p in encoder.named_parameters() if p.grad is not None}
+
+    encoder.zero_grad()
+    parts = []
+    for part, numbers in enumerate([[0, 1], [2, 3], [4]]):  # one pass, with the noise of each micro batch
+        half = two_views([rows[i] for i in numbers])
+        with seeded(3, 7, part):
+            parts.append(encoder(half.tokens, half.lengths))
+    expected_loss = OBJECTIVES[objective](torch.cat(parts), 0.2, batch.texts)
+    expected_loss.backward()
+    expected = {name: p.grad for name, p in encoder.named_parameters() if p.grad is not None}
+    assert loss.item() == pytest.approx(expected_loss.item(), rel=1e-6)
+    assert found.keys() == expected.keys()
+    for name, gradient in found.items():
+        assert torch.allclose(gradient, expected[name], atol=1e-6, rtol=1e-4), name
+
+
+def test_a_batch_that_fits_in_one_micro_batch_trains_to_the_bits_of_an_undivided_one(text: Path, tiny: Path, tmp_path: Path) -> None:
+    runs = [train(settings(text, tiny, tmp_path / str(size), max_steps=3, micro_batch_size=size)) for size in (None, 8, 3)]
+    whole, fitting, divided = (bits(run.folder / "encoder") for run in runs)
+    assert fitting == whole
+    assert divided != whole
+
+
+def test_a_resumed_run_in_micro_batches_ends_with_the_same_bits(
+    text: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(settings(text, tiny, tmp_path / "whole", max_steps=9, micro_batch_size=3))
+    with monkeypatch.context() as patch:
+        interrupted_at(patch, 6)
+        with pytest.raises(Stopped):
+            train(settings(text, tiny, tmp_path / "stopped", max_steps=9, micro_batch_size=3))
+    with pytest.raises(InputError, match="--micro-batch-size 4 differs from the run's own 3"):
+        resume(tmp_path / "stopped", {"micro_batch_size": 4})
+    assert bits(resume(tmp_path / "stopped", {}).folder / "encoder") == bits(whole.folder / "encoder")
 
 
 @pytest.mark.parametrize("threads", [1, 2])
