@@ -82,6 +82,7 @@ def test_any_damage_is_noticed_and_an_older_checkpoint_taken_to_the_same_end(
         assert not (copy / "encoder").exists()
         return
     caplog.clear()
+    caplog.set_level("INFO", logger="simcse_train")
     resume(copy, {})
     assert f"Skipped {newest}: " in caplog.text
     assert f"Going on from {older[-1]}, step 4 of 6" in caplog.text
