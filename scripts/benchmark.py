@@ -683,7 +683,7 @@ def main(
     output: Annotated[Path, typer.Option(help="Folder for the JSON and the plot.")] = Path("runs/benchmark"),
 ) -> None:
     """Measure this program beside its peers."""
-    from simcse_train.plan import _device, _precision  # the program's own choice is what is measured
+    from simcse_train.plan import _precision, find_device  # the program's own choice is what is measured
 
     try:
         for option, value, known in (
@@ -696,7 +696,7 @@ def main(
                 raise InputError(f"{option} {value}: it is one of {', '.join(known)}.")
         if not find_spec("matplotlib"):
             raise InputError('The plot needs matplotlib: pip install -e ".[bench]"')
-        device = _device(device)
+        device = find_device(device)
         precision = _precision(precision, device)
         pooling = {"auto": "mean" if shape == "starter" else "cls"}.get(pooling, pooling)
         threads = threads or torch.get_num_threads()

@@ -180,8 +180,6 @@ def test_a_changed_text_is_refused_and_a_moved_one_accepted(text: Path, tiny: Pa
     own = Path(shutil.copy(text, tmp_path / "own.txt"))
     train(settings(own, tiny, tmp_path / "run", max_steps=4))
     moved = own.rename(tmp_path / "moved.txt")
-    with pytest.raises(InputError, match="no such file"):
-        resume(tmp_path / "run", {"max_steps": 6})
     assert resume(tmp_path / "run", {"max_steps": 6, "data": [str(moved)]}).folder == tmp_path / "run"
     moved.write_text(moved.read_text() + "One line more.\n")
     with pytest.raises(InputError, match="its content has changed"):
