@@ -266,11 +266,12 @@ def _tokenised(
 
 
 def _first_of_each(hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Return where each distinct hash stands first, in that order; `np.unique` would need twice the memory."""
+    """Return where each distinct hash stands first, in that order, in half the memory that `np.unique` takes."""
     order = np.argsort(hashes, kind="stable")
     ordered = hashes[order]
     is_first = np.ones(len(hashes), dtype=bool)
     is_first[order[1:]] = ordered[1:] != ordered[:-1]
+    del order, ordered  # 80 MB of 5 million lines, before the result takes 40
     return np.flatnonzero(is_first)
 
 

@@ -54,38 +54,6 @@ def packing(lengths: Tensor, *, first_only: bool = False) -> Packing:
     )
 
 
-class _Pad(torch.autograd.Function):
-    """Packed states (total, ...) -> padded states (rows, longest, ...).
-
-    Each token has one place in the padded batch, and its padding, which attention masks, has no gradient. So the gradient is gathered
-    like the states; that of plain indexing is a scatter, and takes several times as long.
-    """
-
-    @staticmethod
-    def forward(context: Any, states: Tensor, packing: Packing) -> Tensor:
-        context.packing = packing
-        return states[packing.padded]
-
-    @staticmethod
-    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0].flatten(0, 1)[context.packing.packed], None
-
-
-class _Unpad(torch.autograd.Function):
-    """Padded states (rows, longest, ...) -> packed states (total, ...); the gradient of padding is zero."""
-
-    @staticmethod
-    def forward(context: Any, states: Tensor, packing: Packing) -> Tensor:
-        context.packing, context.shape = packing, states.shape
-        return states.flatten(0, 1)[packing.packed]
-
-    @staticmethod
-    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        padded = gradients[0].new_zeros(context.shape)
-        padded.flatten(0, 1).index_copy_(0, context.packing.packed, gradients[0])
-        return padded, None
-
-
 def packed_attention(
     module: nn.Module,
     query: Tensor,
@@ -105,8 +73,7 @@ def packed_attention(
     """
 
     def pad(states: Tensor) -> Tensor:  # (1, heads, total, size) -> (rows, heads, longest, size)
-        padded: Tensor = _Pad.apply(states[0].transpose(0, 1), packing)  # type: ignore[no-untyped-call]
-        return padded.transpose(1, 2)
+        return states[0].transpose(0, 1)[packing.padded].transpose(1, 2)
 
     if packing.states is not None:
         shape = (1, packing.states.shape[1], *key.shape[1::2])
@@ -115,8 +82,8 @@ def packed_attention(
         attended = scaled_dot_product_attention(queries, pad(key), pad(value), attn_mask=packing.mask, dropout_p=dropout, scale=scaling)
         return attended.transpose(1, 2).transpose(0, 1), None
     attended = scaled_dot_product_attention(pad(query), pad(key), pad(value), attn_mask=packing.mask, dropout_p=dropout, scale=scaling)
-    packed: Tensor = _Unpad.apply(attended.transpose(1, 2), packing)  # type: ignore[no-untyped-call]  # (total, heads, size)
-    return packed[None], None
+    flat = attended.transpose(1, 2).flatten(0, 1)  # (rows * longest, heads, size)
+    return flat[packing.packed][None], None
 
 
 def _key_and_value(attention: nn.Module) -> tuple[nn.Module, nn.Module]:
