@@ -18,6 +18,7 @@ import random
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from tqdm import tqdm
 from transformers import BertConfig, BertModel, BertTokenizer
 
 from simcse_train import training
@@ -83,7 +85,7 @@ def torture(folder: Path, precision: str, kills: int, seed: int) -> Verdict:
     aims = [rng.choice([STARTING, READING, TRAINING]) for _ in range(early)]
     aims += [rng.choice([STARTING, TRAINING, SAVING, SAVING]) for _ in range(kills - early - late)]
     aims += [EXPORTING] * late
-    lasts = dict.fromkeys(range(len(PHASES)), 0.1)  # seconds; the longest that each phase was seen to last
+    lasts = dict.fromkeys(range(len(PHASES)), 0.1)  # seconds that each phase was last seen to last
     while aims:
         arguments = ["--resume", str(run)] if (run / "config.yaml").exists() else [*start, "--output", str(run)]
         phase = processes.RawValue("i", STARTING)
@@ -97,7 +99,9 @@ def torture(folder: Path, precision: str, kills: int, seed: int) -> Verdict:
         if life.exitcode not in (0, -9):
             verdict.failures.append(f"a life ended by itself with status {life.exitcode}: {_last_words(folder)}")
             break
-        if life.exitcode == -9:
+        if life.exitcode == 0:
+            lasts[aims[0]] /= 2  # it was done before the kill came
+        else:
             aims.pop(0)
             verdict.kills[PHASES[phase.value]] += 1
             _inspect(run, cache, verdict)
@@ -131,6 +135,7 @@ def live(arguments: list[str], folder: str, phase: Any, seconds: float) -> None:
 
         return noted
 
+    tqdm.set_lock(threading.RLock())  # its own lock is one between processes, which a killed one leaves to the system
     sys.addaudithook(slow)
     for place, name, number in (
         (training, "open_corpus", READING),
@@ -148,7 +153,7 @@ def _wait(life: Any, phase: Any, aim: int, skipped: int, lasts: dict[int, float]
     now, since = STARTING, time.monotonic()
     while life.is_alive():
         if phase.value != now:
-            lasts[now] = max(lasts[now], time.monotonic() - since)
+            lasts[now] = time.monotonic() - since
             if now == aim:
                 skipped -= 1
             now, since = phase.value, time.monotonic()

@@ -216,4 +216,5 @@ def test_reading_a_checkpoint_takes_its_own_size_in_memory_and_the_model(tiny: P
     process.start()
     process.join()
     assert process.exitcode == 0
-    assert weights < peak.value < 1.1 * (whole + weights), f"{peak.value:,} bytes to read {whole:,} with a model of {weights:,}"
+    # Half a model below what may be taken: a second copy of the moments would go well beyond.
+    assert weights < peak.value < whole + weights / 2, f"{peak.value:,} bytes to read {whole:,} with a model of {weights:,}"

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import pytest
 from scripts.torture import SAVING, live, processes, torture
 from simcse_train import training
 from simcse_train.batches import two_views
-from simcse_train.checkpoint import checkpoints, damage, find_checkpoint, sweep, write_whole
+from simcse_train.checkpoint import SaveError, checkpoints, damage, find_checkpoint, sweep, write_whole
 from simcse_train.config import InputError
 from simcse_train.corpus import cache_folder, open_corpus
 from simcse_train.loading import load_encoder
@@ -122,7 +123,7 @@ def test_a_full_disk_at_the_export_ends_the_run_and_leaves_the_checkpoints(
     run = small_disk / "x"
     with monkeypatch.context() as patch:
         patch.setattr(training, "choose_checkpoint", lambda *args: (fill(small_disk, 50_000), find_checkpoint(run)[0])[1])
-        with pytest.raises(training.SaveError, match="encoder can't be written: .*No space left.*intact"):
+        with pytest.raises(SaveError, match="encoder can't be written: .*No space left.*intact"):
             train(settings(text, tiny, run, max_steps=STEPS))
     assert not (run / "encoder").exists()
     assert not left_over(run)
@@ -137,7 +138,8 @@ def test_permission_lost_in_mid_run_ends_it_and_it_goes_on_when_it_is_back(whole
     life.until(lambda: checkpoints(run))
     life.send(signal.SIGSTOP)
     if root:
-        for command in (["--bind", run / "checkpoints", run / "checkpoints"], ["-o", "remount,bind,ro", run / "checkpoints"]):
+        folder = str(run / "checkpoints")
+        for command in (["--bind", folder, folder], ["-o", "remount,bind,ro", folder]):
             if subprocess.run(["mount", *command], capture_output=True).returncode:
                 life.process.kill()
                 pytest.skip("taking permission from root needs a read-only mount, which is not allowed here")
@@ -188,7 +190,12 @@ def test_text_and_cache_deleted_in_mid_run_do_not_disturb_it(
 ) -> None:
     own = Path(shutil.copy(text, tmp_path / "own.txt"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    at_step(monkeypatch, 3, lambda: (own.unlink(), shutil.rmtree(tmp_path / "cache")))
+
+    def lose() -> None:
+        own.unlink()
+        shutil.rmtree(tmp_path / "cache")
+
+    at_step(monkeypatch, 3, lose)
     run = train(settings(own, tiny, tmp_path / "run", max_steps=STEPS))
     assert not own.exists()
     assert bits(run.folder / "encoder") == bits(whole / "encoder")
@@ -239,14 +246,22 @@ def test_what_a_dead_process_left_in_the_cache_is_swept_and_a_live_one_is_let_be
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     long = tmp_path / "long.txt"
     long.write_text("".join(f"the cat {i} runs\n" for i in range(300_000)))
-    lives = [Life(tmp_path, options(long, tiny, tmp_path / f"run{i}", "--max-length", 15 + i)) for i in range(2)]
-    for life in lives:
-        life.until(lambda: len(left_over(cache_folder())) == 2)
+
+    def building(number: int) -> bool:
+        return len(list(cache_folder().glob("*.partial/sentences.arrow"))) == number
+
+    lives = []
+    for i in (1, 2):
+        life = Life(tmp_path, options(long, tiny, tmp_path / f"run{i}", "--max-length", 15 + i))
+        life.until(partial(building, i))
+        life.send(signal.SIGSTOP)
+        lives.append(life)
     lives[0].process.kill()
     lives[0].ends()
     open_corpus([str(text)], None, load_encoder(tiny), 15)
     assert len(left_over(cache_folder())) == 1
     lives[1].send(signal.SIGTERM)
+    lives[1].send(signal.SIGCONT)
     assert lives[1].ends() == 143
     assert not left_over(cache_folder())
 

@@ -155,28 +155,41 @@ def columns(ending: str, content: bytes) -> list[list[str]]:
     if compressed:
         content = COMPRESS[compressed[0]][1](content)
     if inner == ".parquet":
-        return [[value or "" for value in column.to_pylist()] for column in pq.read_table(io.BytesIO(content)).columns]
-    text = content.decode("utf-8").removeprefix("\ufeff")
+        return [found for name in pq.read_schema(io.BytesIO(content)).names if (found := parquet_column(content, name)) is not None]
+    text = content.decode("utf-8")
     lines = text.split("\n")[: -1 if text.endswith("\n") or not text else None]
     lines = [line[:-1] if line.endswith("\r") else line for line in lines]
+    lines[:1] = [line.removeprefix("\ufeff") for line in lines[:1]]
     if inner == ".jsonl":
         records = [json.loads(line) if line.strip() else {} for line in lines]
         names = {name for record in records for name in record}
         return [[record.get(name) or "" for record in records] for name in names] or [["" for _ in records]]
     if inner == ".txt":
         return [lines]
-    table = [line.split("\t") if line else [] for line in lines] if inner == ".tsv" else csv_records(lines)
+    table = [line.split("\t") if line else [] for line in (x.rstrip("\r") for x in lines)] if inner == ".tsv" else csv_records(lines)
     width = len(table[0]) if table else 0
     assert all(len(row) in (0, width) for row in table)
-    return [[row[i] if row else "" for row in table[1:]] for i in range(width)] or [[]]
+    return [[row[i] if row else "" for row in table[1:]] for i in range(width)] or [["" for _ in table[1:]]]
+
+
+def parquet_column(content: bytes, name: str) -> list[str] | None:
+    """Read one column of a parquet file by another function than the reader's; None where it is damaged."""
+    try:
+        return [value or "" for value in pq.read_table(io.BytesIO(content), columns=[name]).column(0).to_pylist()]
+    except (OSError, pa.ArrowException, UnicodeDecodeError, IndexError):
+        return None
 
 
 def csv_records(lines: list[str]) -> list[list[str]]:
     """Read the lines of a csv letter by letter (RFC 4180): a quoted field may hold commas, line ends and doubled quotes."""
-    records, row, letters = [], [""], iter("".join(line + "\n" for line in lines))
-    quoted = closed = False
+    records, row = [], [""]
+    quoted = closed = returned = False
     started = False  # does the record hold anything yet
-    for letter in letters:
+    for letter in "".join(line + "\n" for line in lines):
+        assert letter in "\r\n" or not returned
+        returned = letter == "\r" and not quoted
+        if returned:
+            continue  # carriage returns before a line end belong to it
         if quoted:
             quoted, closed = (False, True) if letter == '"' else (True, False)
             row[-1] += letter if quoted else ""
