@@ -28,6 +28,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from simcse_train.config import InputError
+from simcse_train.dropout import replace_dropout
 from simcse_train.packing import let_last_layer_compute_first_tokens, pack, packing
 from simcse_train.texts import open_file, read_texts
 
@@ -61,6 +62,7 @@ class Encoder(nn.Module):
         self.head = head
         self.backend = _backend_tokenizes_exactly(tokenizer)
         self.special_tokens = _special_tokens(tokenizer)
+        replace_dropout(model)
         self.eval()
         self.packed = _packs_exactly(self)
         self.first_only = self.packed and pooling == "cls" and _computes_first_tokens_exactly(self)

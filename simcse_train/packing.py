@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from simcse_train.dropout import drop
+
 
 def pack(rows: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
     """Return the tokens (total,) of all rows, one after another, and the length of each row (rows,)."""
@@ -33,7 +35,8 @@ class Packing:
 
     padded: Tensor  # (rows, longest): the place in the packed row of each padded place
     mask: Tensor  # (rows, 1, 1, longest): True at real tokens
-    packed: Tensor  # (total,): the place in the flattened padded batch of each token
+    row: Tensor  # (total,): the row of each token in the padded batch
+    column: Tensor  # (total,): and its column
     first: Tensor  # (rows,): the place in the packed row of each sentence's first token
     first_only: bool  # whether the last layer is to compute first tokens alone
     states: Tensor | None = None  # (1, total, hidden): in a layer that computes first tokens alone, the states of all tokens
@@ -45,10 +48,12 @@ def packing(lengths: Tensor, *, first_only: bool = False) -> Packing:
     starts = lengths.cumsum(0) - lengths
     columns = torch.arange(longest, device=lengths.device)
     real = columns < lengths[:, None]  # (rows, longest)
+    row, column = real.nonzero(as_tuple=True)
     return Packing(
         padded=torch.where(real, starts[:, None] + columns, 0),
         mask=real[:, None, None, :],
-        packed=real.flatten().nonzero().squeeze(1),
+        row=row,
+        column=column,
         first=starts,
         first_only=first_only,
     )
@@ -71,19 +76,56 @@ def packed_attention(
     query, key, value: (1, heads, total, head size); returns (1, total, heads, head size). In a layer that computes first tokens
     alone, rows stand in place of total. The signature is the one that `transformers.AttentionInterface` calls.
     """
+    heads, size = query.shape[1], query.shape[-1]
+    rows, longest = packing.padded.shape
+    head = torch.arange(heads, device=query.device)
+    # Where each head of a padded place lies in the packed row (rows, heads, longest), and the other way round (total, heads).
+    padded = (packing.padded[:, None] * heads + head[:, None]).flatten()
+    packed = (packing.row[:, None] * (heads * longest) + head * longest + packing.column[:, None]).flatten()
 
     def pad(states: Tensor) -> Tensor:  # (1, heads, total, size) -> (rows, heads, longest, size)
-        return states[0].transpose(0, 1)[packing.padded].transpose(1, 2)
+        flat = states.transpose(1, 2).reshape(-1, size)
+        return _gather(flat, padded, packed, None).view(rows, heads, longest, size)
 
     if packing.states is not None:
-        shape = (1, packing.states.shape[1], *key.shape[1::2])
+        shape = (1, packing.states.shape[1], heads, size)
         key, value = (project(packing.states).view(shape).transpose(1, 2) for project in _key_and_value(module))
         queries = query[0].transpose(0, 1)[:, :, None]  # (rows, heads, 1, size)
-        attended = scaled_dot_product_attention(queries, pad(key), pad(value), attn_mask=packing.mask, dropout_p=dropout, scale=scaling)
+        attended = _attend(queries, pad(key), pad(value), packing.mask, dropout, scaling)
         return attended.transpose(1, 2).transpose(0, 1), None
-    attended = scaled_dot_product_attention(pad(query), pad(key), pad(value), attn_mask=packing.mask, dropout_p=dropout, scale=scaling)
-    flat = attended.transpose(1, 2).flatten(0, 1)  # (rows * longest, heads, size)
-    return flat[packing.packed][None], None
+    attended = _attend(pad(query), pad(key), pad(value), packing.mask, dropout, scaling).reshape(-1, size)
+    real = packing.mask.expand(rows, heads, 1, longest).reshape(-1, 1)
+    return _gather(attended, packed, padded, real).view(1, -1, heads, size), None
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: float, scaling: float | None) -> Tensor:
+    """Return the attention (rows, heads, queries, size) of a padded batch; mask: (rows, 1, 1, longest)."""
+    if dropout == 0 or query.device.type != "cpu":
+        return scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling)
+    # On a processor torch's own function does the same step by step as soon as there is dropout, with slower random numbers.
+    scores = (query * (query.shape[-1] ** -0.5 if scaling is None else scaling)) @ key.transpose(-1, -2)
+    hidden = torch.zeros_like(mask, dtype=scores.dtype).masked_fill_(~mask, float("-inf"))
+    return drop((scores + hidden).softmax(-1), dropout) @ value
+
+
+class _Gather(torch.autograd.Function):
+    """Take rows by number, where the way back is a gather too: torch's own gradient would add row by row into zeros."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, numbers: Tensor, back: Tensor, real: Tensor | None) -> Tensor:
+        ctx.save_for_backward(back, real)
+        return states.index_select(0, numbers)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        back, real = ctx.saved_tensors
+        gradient = gradients[0].index_select(0, back)
+        return gradient if real is None else gradient.mul_(real), None, None, None
+
+
+def _gather(states: Tensor, numbers: Tensor, back: Tensor, real: Tensor | None) -> Tensor:
+    """Return the rows of `states` with these numbers; gradients go the way `back`, to the `real` rows alone."""
+    return _Gather.apply(states, numbers, back, real)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _key_and_value(attention: nn.Module) -> tuple[nn.Module, nn.Module]:
