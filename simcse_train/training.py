@@ -52,6 +52,7 @@ from simcse_train.evaluation import Pair, alignment_and_uniformity, read_pairs, 
 from simcse_train.export import choose_checkpoint, read_metrics, write_export
 from simcse_train.loading import load_encoder
 from simcse_train.loss import OBJECTIVES
+from simcse_train.memory import clear_gradients, keep_embedding_gradient, keep_freed_memory
 from simcse_train.plan import changed, check_space, find_device, new_run_folder, remove_unused, resolve
 from simcse_train.stopping import StopRequests
 from simcse_train.texts import find_files
@@ -242,6 +243,8 @@ class _Training:
         for name, parameter in encoder.named_parameters():
             if "pooler" in name:  # the family's own, which no embedding passes through
                 parameter.requires_grad_(False)
+        keep_freed_memory()
+        keep_embedding_gradient(encoder.model)
         self.adamw = torch.optim.AdamW(parameter_groups(encoder, config.weight_decay), lr=config.learning_rate, fused=True)
         self.optimizer = self.accelerator.prepare(self.adamw)
 
@@ -336,7 +339,7 @@ class _Training:
             if not torch.isfinite(loss) or (config.precision != "fp16" and not torch.isfinite(torch.as_tensor(norm))):
                 raise self.not_finite(loss.item(), rows)
             self.optimizer.step()
-            self.optimizer.zero_grad()
+            clear_gradients(encoder)
             self.step += 1
             losses.append(loss.item())
             sentences += len(rows)
