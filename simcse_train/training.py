@@ -50,9 +50,9 @@ from simcse_train.corpus import Corpus, open_corpus
 from simcse_train.encoder import Encoder, projection_head, seeded
 from simcse_train.evaluation import Pair, alignment_and_uniformity, read_pairs, similarity_score
 from simcse_train.export import choose_checkpoint, read_metrics, write_export
+from simcse_train.gradients import clear_gradients, keep_embedding_gradient
 from simcse_train.loading import load_encoder
 from simcse_train.loss import OBJECTIVES
-from simcse_train.memory import clear_gradients, keep_embedding_gradient, keep_freed_memory
 from simcse_train.plan import changed, check_space, find_device, new_run_folder, remove_unused, resolve
 from simcse_train.stopping import StopRequests
 from simcse_train.texts import find_files
@@ -243,7 +243,6 @@ class _Training:
         for name, parameter in encoder.named_parameters():
             if "pooler" in name:  # the family's own, which no embedding passes through
                 parameter.requires_grad_(False)
-        keep_freed_memory()
         keep_embedding_gradient(encoder.model)
         self.adamw = torch.optim.AdamW(parameter_groups(encoder, config.weight_decay), lr=config.learning_rate, fused=True)
         self.optimizer = self.accelerator.prepare(self.adamw)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
+from simcse_train.gradients import clear_gradients, keep_embedding_gradient
 from simcse_train.loading import load_encoder
-from simcse_train.memory import clear_gradients, keep_embedding_gradient
 from simcse_train.packing import pack
 
 
