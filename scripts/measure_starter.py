@@ -108,9 +108,10 @@ def main(
         began = time.perf_counter()
         run = train(make_config(settings | {"seed": seed, "output": str(runs / f"quickstart{seed}")}))
         took = time.perf_counter() - began
-        changes = (f"{name} {run.before[name]:.4f} -> {run.after[name]:.4f}" for name in ("score", "uniformity"))
+        changes = [f"{name} {run.before[name]:.4f} -> {run.after[name]:.4f}" for name in ("score", "uniformity")]
         share = seconds_in_steps(run.folder) / took
-        typer.echo(f"seed {seed}: " + ", ".join(changes) + f", {took:.1f} s, {share:.0%} of it in steps")
+        changes = [*changes, f"STS-B test {similarity_score(run.encoder, pairs):.2f}", f"{took:.1f} s, {share:.0%} of it in steps"]
+        typer.echo(f"seed {seed}: " + ", ".join(changes))
 
 
 if __name__ == "__main__":
