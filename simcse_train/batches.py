@@ -36,6 +36,12 @@ def epoch_batches(sentences: int, batch_size: int, *, seed: int, epoch: int, sta
         yield order[batch * batch_size : (batch + 1) * batch_size]
 
 
+def not_held_out(numbers: NDArray[np.int64], held_out: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return where sentences stand whose numbers leave out those held out (rising): in memory that does not grow with the text."""
+    others_before = held_out - np.arange(len(held_out))  # each of those held out
+    return numbers + np.searchsorted(others_before, numbers, side="right")
+
+
 def micro_batches(batch: Batch, size: int | None) -> list[tuple[Tensor, Tensor]]:
     """Return the tokens (total,) and lengths (rows,) of a batch in parts of at most `size` sentences; without a size in one."""
     lengths = batch.lengths.split(2 * size if size else len(batch.lengths))

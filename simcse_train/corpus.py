@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import logging
+import mmap
 import os
 import secrets
 import shutil
@@ -19,7 +20,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -57,6 +58,8 @@ class Corpus:
     """Distinct sentences, tokenised, on disk."""
 
     dataset: Dataset
+    input_ids: Dataset  # this column alone
+    mapped: mmap.mmap  # the file behind both
     rows: NDArray[np.int64]  # (sentences,): where in the data set each distinct sentence stands
     counts: Counts
     fingerprint: str  # of the text alone: the same for a moved or renamed file
@@ -66,11 +69,17 @@ class Corpus:
 
     def tokens(self, sentences: NDArray[np.int64]) -> list[list[int]]:
         """Return the token ids of the sentences with these numbers."""
-        return self.dataset[self.rows[sentences].tolist()]["input_ids"]  # type: ignore[no-any-return]
+        return self._read(self.input_ids, sentences)["input_ids"]
 
     def texts(self, sentences: NDArray[np.int64]) -> list[str]:
         """Return the sentences with these numbers."""
-        return self.dataset[self.rows[sentences].tolist()]["text"]  # type: ignore[no-any-return]
+        return self._read(self.dataset, sentences)["text"]
+
+    def _read(self, dataset: Dataset, sentences: NDArray[np.int64]) -> dict[str, list[Any]]:
+        found: dict[str, list[Any]] = dataset[self.rows[sentences].tolist()]
+        # What was read stays in the system's cache but not in this process, whose memory would grow to the size of the file.
+        self.mapped.madvise(mmap.MADV_DONTNEED)
+        return found
 
 
 def open_corpus(data: Sequence[str], text_column: str | None, encoder: Encoder, max_length: int, expected: str | None = None) -> Corpus:
@@ -108,7 +117,10 @@ def _open(folder: Path, data: Sequence[str], fingerprint: str) -> Corpus:
     """Map the tokenised text in a folder of the cache."""
     try:
         counts = Counts(**json.loads((folder / "counts.json").read_text()))
-        dataset = Dataset.from_file(str(folder / "sentences.arrow"))
+        with (folder / "sentences.arrow").open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        # Not `Dataset.from_file`, whose map of the file is out of reach; a fingerprint, or it would hash the whole text for one.
+        dataset = Dataset(pa.ipc.open_stream(pa.py_buffer(mapped)).read_all(), fingerprint=fingerprint)
         rows = np.load(folder / "rows.npy", mmap_mode="r")
         if len(rows) != counts.sentences or (len(rows) and rows[-1] >= len(dataset)):
             raise ValueError("it is cut short")
@@ -120,7 +132,7 @@ def _open(folder: Path, data: Sequence[str], fingerprint: str) -> Corpus:
             f"--data {' '.join(data)} holds {found} ({counts.lines} lines, {counts.empty} empty, {counts.duplicates} duplicates); "
             "at least two different ones are needed, one a line."
         )
-    return Corpus(dataset, rows, counts, fingerprint)
+    return Corpus(dataset, dataset.select_columns("input_ids"), mapped, rows, counts, fingerprint)
 
 
 def cache_folder() -> Path:

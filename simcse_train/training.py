@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from simcse_train import __version__
-from simcse_train.batches import Batch, epoch_batches, micro_batches, steps_per_epoch, two_views
+from simcse_train.batches import Batch, epoch_batches, micro_batches, not_held_out, steps_per_epoch, two_views
 from simcse_train.checkpoint import (
     SaveError,
     State,
@@ -248,24 +248,23 @@ class _Training:
         self.optimizer = self.accelerator.prepare(self.adamw)
 
         held_out = min(HELD_OUT, len(corpus) // 10)
-        numbers = np.arange(len(corpus))
         # Evenly spaced and the same for every seed, so that the figures of two seeds compare.
-        chosen = np.linspace(0, len(corpus) - 1, held_out, dtype=np.int64) if held_out >= 2 else numbers[:HELD_OUT]
-        self.held_out = corpus.tokens(chosen)
-        self.sentences = np.delete(numbers, chosen) if held_out >= 2 else numbers
-        self.per_epoch = steps_per_epoch(len(self.sentences), config.batch_size)
+        self.held_out = np.linspace(0, len(corpus) - 1, held_out if held_out >= 2 else 0, dtype=np.int64)
+        self.measured = corpus.tokens(self.held_out if len(self.held_out) else np.arange(len(corpus)))
+        self.sentences = len(corpus) - len(self.held_out)  # learned from
+        self.per_epoch = steps_per_epoch(self.sentences, config.batch_size)
         self.total = config.max_steps or config.epochs * self.per_epoch
         self.step = 0
         self.best: tuple[int, float] | None = None
-        self.announce(held_out)
+        self.announce()
 
-    def announce(self, held_out: int) -> None:
+    def announce(self) -> None:
         """Say what is about to happen."""
         counts, config = self.corpus.counts, self.config
         logger.info(
             f"Text: {counts.lines:,} lines, {counts.empty:,} empty and {counts.duplicates:,} duplicates dropped, {counts.cut:,} cut at "
             f"{config.max_length} tokens; {counts.sentences:,} sentences remain, "
-            + (f"{held_out} of them held out." if held_out >= 2 else "too few to hold any out.")
+            + (f"{len(self.held_out)} of them held out." if len(self.held_out) else "too few to hold any out.")
         )
         logger.info(
             f"Training: {self.total:,} steps of {config.batch_size} sentences"
@@ -303,8 +302,8 @@ class _Training:
         """Yield the sentence numbers of each batch from the present step on."""
         while True:
             epoch, position = divmod(self.step, self.per_epoch)
-            for rows in epoch_batches(len(self.sentences), self.config.batch_size, seed=self.config.seed, epoch=epoch, start=position):
-                yield self.sentences[rows]
+            for rows in epoch_batches(self.sentences, self.config.batch_size, seed=self.config.seed, epoch=epoch, start=position):
+                yield not_held_out(rows, self.held_out)
 
     def run(self, stop: StopRequests) -> Run:
         """Train to the end and export."""
@@ -379,7 +378,7 @@ class _Training:
     def evaluate(self, record: dict[str, Any] | None = None) -> bool:
         """Measure, log and report; return whether the labelled score is the best so far."""
         record = dict(record or {})
-        aligned, uniform = alignment_and_uniformity(self.encoder, self.held_out)
+        aligned, uniform = alignment_and_uniformity(self.encoder, self.measured)
         record |= {"alignment": aligned, "uniformity": uniform}
         improved = False
         if self.pairs is not None:
@@ -411,7 +410,7 @@ class _Training:
             best_step=self.best[0] if self.best else None,
             best_score=self.best[1] if self.best else None,
             corpus=self.corpus.fingerprint,
-            sentences=len(self.sentences),
+            sentences=self.sentences,
             steps=self.total,
             settings=self.config.model_dump(),
             base_model=Path(self.config.model).name,

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simcse_train.batches import epoch_batches, micro_batches, steps_per_epoch, two_views
+from simcse_train.batches import epoch_batches, micro_batches, not_held_out, steps_per_epoch, two_views
 
 sizes = given(sentences=st.integers(0, 300), batch_size=st.integers(2, 70), seed=st.integers(0, 2**32 - 1), epoch=st.integers(0, 5))
 
@@ -48,3 +48,12 @@ def test_micro_batches_hold_both_views_of_at_most_so_many_sentences() -> None:
         (whole,) = micro_batches(batch, size)
         assert whole[0].tolist() == batch.tokens.tolist()
         assert whole[1].tolist() == batch.lengths.tolist()
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 60).flatmap(lambda n: st.tuples(st.just(n), st.sets(st.integers(0, max(0, n - 1)), max_size=n))))
+def test_the_sentences_that_are_not_held_out_are_all_others(drawn: tuple[int, set[int]]) -> None:
+    sentences, chosen = drawn
+    held_out = np.array(sorted(number for number in chosen if number < sentences), dtype=np.int64)
+    found = not_held_out(np.arange(sentences - len(held_out)), held_out)
+    assert found.tolist() == np.delete(np.arange(sentences), held_out).tolist()

@@ -124,3 +124,17 @@ def test_hostile_text_is_refused_with_the_reason(content: bytes, message: str, t
     (tmp_path / "x.txt").write_bytes(content)
     with pytest.raises(InputError, match=message):
         open_corpus([str(tmp_path / "x.txt")], None, load_encoder(tiny), 16)
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="the system does not tell")
+def test_reading_all_of_a_long_text_keeps_little_of_it_in_memory(tiny: Path, tmp_path: Path) -> None:
+    text = write(tmp_path / "x.txt", "".join(f"{i} {'the cat runs in the park on the hill ' * 20}\n" for i in range(20_000)))
+    corpus = open_corpus([text], None, load_encoder(tiny), 32)
+
+    def mapped() -> int:
+        return int(Path("/proc/self/status").read_text().split("RssFile:")[1].split()[0]) // 1024  # MiB
+
+    before = mapped()
+    for start in range(0, len(corpus), 1000):
+        assert corpus.texts(np.arange(start, start + 1000))[0].startswith(f"{start} ")
+    assert mapped() - before < 5  # the file has 20
