@@ -54,6 +54,7 @@ from simcse_train.gradients import clear_gradients, keep_embedding_gradient
 from simcse_train.loading import load_encoder
 from simcse_train.loss import OBJECTIVES
 from simcse_train.plan import changed, check_space, find_device, new_run_folder, remove_unused, resolve
+from simcse_train.report import measures, only_measures, verdict
 from simcse_train.stopping import StopRequests
 from simcse_train.texts import find_files
 
@@ -388,7 +389,7 @@ class _Training:
                 self.best, improved = (self.step, score), True
         self.log(record)
         loss = f"loss {record['loss']:.4f}  " if "loss" in record else ""
-        logger.info(f"step {self.step:>6}  {loss}{_measures(record)}" + ("  best so far" if improved else ""))
+        logger.info(f"step {self.step:>6}  {loss}{measures(record)}" + ("  best so far" if improved else ""))
         return improved
 
     def log(self, record: Mapping[str, Any]) -> None:
@@ -437,37 +438,10 @@ class _Training:
         write_export(encoder, state, self.folder, target)
         encoder.head = None
         measured = {line["step"]: line for line in read_metrics(self.folder) if "uniformity" in line}
-        before, after = (_only_measures(measured.get(step, {})) for step in (0, state.step))
+        before, after = (only_measures(measured.get(step, {})) for step in (0, state.step))
         if before:
-            logger.info(f"before training  {_measures(before)}")
-        logger.info(f"after training   {_measures(after)}")
-        logger.info(_verdict(before, after, self.pairs is not None))
+            logger.info(f"before training  {measures(before)}")
+        logger.info(f"after training   {measures(after)}")
+        logger.info(verdict(before, after, self.pairs is not None))
         logger.info(f"Encoder: {target} (step {state.step}), ready for SentenceTransformer or AutoModel.")
         return Run(self.folder, encoder, before, after)
-
-
-def _only_measures(record: Mapping[str, Any]) -> dict[str, float]:
-    return {key: record[key] for key in ("score", "alignment", "uniformity") if record.get(key) is not None}
-
-
-def _measures(record: Mapping[str, Any]) -> str:
-    parts = [f"score {record['score']:.2f}"] if record.get("score") is not None else []
-    parts += [f"{key} {record[key]:.4f}" for key in ("alignment", "uniformity") if key in record]
-    return "  ".join(parts)
-
-
-def _verdict(before: Mapping[str, float], after: Mapping[str, float], labelled: bool) -> str:
-    """Say which of the two is happening to the user: knowledge spread out, or noise (DESIGN: the start matters)."""
-    if not before or not after:
-        return "What the encoder was before training was not measured in this run."
-    spread = after["uniformity"] - before["uniformity"]
-    spread_words = f"Uniformity {'fell' if spread < 0 else 'rose'} by {abs(spread):.3f}"
-    if not labelled or "score" not in before or "score" not in after:
-        return f"{spread_words}. Only labelled pairs (--eval) can tell whether the encoder got better."
-    gain = after["score"] - before["score"]
-    if gain > 0:
-        return f"{spread_words} and the score rose by {gain:.2f}: training spread out what the encoder knows."
-    return (
-        f"{spread_words} and the score fell by {-gain:.2f}: training spread out noise. Start from a stronger --model, or try a lower "
-        "--learning-rate, fewer steps, or text that is closer to the labelled pairs."
-    )
