@@ -1,19 +1,15 @@
 """A training state on disk: written whole or not at all, verified when read.
 
 `checkpoints/step-00000500/` holds the encoder as transformers saves it, the head, the optimiser's moments, `state.json`, and a
-manifest with the size and SHA-256 of every file. It is written into a temporary sibling, flushed to disk and renamed, so a reader
-sees all of it or none. Nothing is pickled: a checkpoint from a stranger can't run code.
+manifest with the size and SHA-256 of every file. A reader sees all of it or none (see `writing`).
+Nothing is pickled: a checkpoint from a stranger can't run code.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,14 +24,9 @@ from torch.optim import Optimizer
 from simcse_train.config import InputError, TrainConfig, make_config
 from simcse_train.encoder import Encoder, projection_head, save_encoder
 from simcse_train.loading import load_encoder
+from simcse_train.writing import PARTIAL, SaveError, write_whole
 
 MANIFEST = "manifest.json"
-PARTIAL = ".partial"  # being written, or being removed
-REPLACED = ".replaced"  # what was there before, until the new one stands in its place
-
-
-class SaveError(Exception):
-    """A checkpoint or an export could not be written; what was there before is untouched."""
 
 
 @dataclass(frozen=True)
@@ -90,44 +81,6 @@ def save_checkpoint(run: Path, state: State, encoder: Encoder, optimizer: Optimi
     if reason := damage(path):
         raise SaveError(f"The checkpoint {path} was written but does not read back: {reason}. Check the disk.")
     return path
-
-
-def write_whole(target: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary sibling of the folder `target`, flush it to disk, and put it in `target`'s place.
-
-    Raises `SaveError` if anything fails; then the sibling is gone and `target` is as it was. After a kill `sweep` sees to the same.
-    """
-    partial, old = (target.with_name(f".{target.name}{mark}") for mark in (PARTIAL, REPLACED))
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        new_folders = [folder for folder in target.parents if not folder.exists()]
-        partial.mkdir(parents=True)
-        write(partial)
-        for path in [*partial.rglob("*"), partial]:
-            flush(path)
-        if target.exists():
-            target.rename(old)
-        partial.rename(target)
-        for folder in (target.parent, *(folder.parent for folder in new_folders)):
-            flush(folder)
-        shutil.rmtree(old, ignore_errors=True)
-    except BaseException as error:  # an interrupt too leaves nothing half-written
-        shutil.rmtree(partial, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            _settle(old, target)
-        if not isinstance(error, Exception):  # tokenizers raises a bare Exception when the disk is full
-            raise
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise SaveError(f"{target} can't be written: {reason}. What was saved before is intact.") from error
-
-
-def flush(path: Path) -> None:
-    """Make the system write a file or folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def manifest(folder: Path) -> dict[str, dict[str, Any]]:
@@ -289,67 +242,12 @@ def prune(run: Path, keep: int, step: int, best_step: int | None) -> None:
         shutil.rmtree(doomed, ignore_errors=True)
 
 
-def sweep(run: Path) -> None:
-    """Clear away what a process that was killed while it wrote left behind."""
-    for folder in (run, run / "checkpoints"):
-        for old in folder.glob(f".*{REPLACED}"):
-            with contextlib.suppress(OSError):
-                _settle(old, old.with_name(old.name[1:].removesuffix(REPLACED)))
-        for partial in folder.glob(f".*{PARTIAL}"):
-            if partial.is_dir():
-                shutil.rmtree(partial, ignore_errors=True)
-            else:
-                partial.unlink()
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a file as a whole; raises `SaveError` if that fails, with the file as it was."""
-    partial = path.with_name(f".{path.name}{PARTIAL}")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        flush(partial)
-        partial.replace(path)
-    except OSError as error:
-        raise SaveError(f"{path} can't be written: {error.strerror}. What was saved before is intact.") from None
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-
-
-@contextlib.contextmanager
-def only_writer(run: Path) -> Iterator[None]:
-    """Hold the run folder for this process; raises `InputError` if another one trains there.
-
-    The system drops the lock with the process, however it ends, so a lock file that was left behind is not in the way.
-    """
-    try:
-        lock = (run / ".lock").open("w")
-    except OSError as error:
-        raise InputError(f"The run folder {run} can't be written: {error.strerror}. Check its permissions.") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"Another process is training in {run}. Wait for it, stop it, or choose another folder.") from None
-        except OSError as error:
-            raise InputError(f"The run folder {run} can't be locked: {error.strerror}. Choose one on a disk that knows locks.") from None
-        yield
-
-
 def _holds(checkpoint: Path, state: State) -> bool:
     """Say whether an intact checkpoint was saved in the given state; one of another version of the program was not."""
     try:
         return load_state(checkpoint) == state
     except InputError:
         return False
-
-
-def _settle(old: Path, target: Path) -> None:
-    """Put what `target` was back where nothing took its place, else remove it."""
-    if target.exists():
-        shutil.rmtree(old, ignore_errors=True)
-    elif old.exists():
-        old.rename(target)
 
 
 def _manifest_text(files: dict[str, dict[str, Any]]) -> str:

@@ -213,8 +213,8 @@ def main() -> NoReturn:
     except Exception as error:
         if hasattr(error, "format_message"):  # a usage error of click, which typer has under several names
             _leave(f"{error.format_message().rstrip('.')}. The options are listed by simcse-train --help.", WRONG_INPUT)
-        from simcse_train.checkpoint import SaveError
         from simcse_train.training import Stopped, TrainingError
+        from simcse_train.writing import SaveError
 
         if isinstance(error, Stopped):
             _leave(str(error), SIGNALLED + error.signal_number)

@@ -14,20 +14,11 @@ from typing import Any
 import numpy as np
 
 from simcse_train import __version__
-from simcse_train.checkpoint import (
-    SaveError,
-    State,
-    checkpoint_path,
-    damage,
-    find_checkpoint,
-    load_checkpoint_encoder,
-    load_state,
-    run_of,
-    write_whole,
-)
+from simcse_train.checkpoint import State, checkpoint_path, damage, find_checkpoint, load_checkpoint_encoder, load_state, run_of
 from simcse_train.config import InputError
 from simcse_train.encoder import Encoder, dropout_settings, save_encoder
 from simcse_train.loading import load_encoder
+from simcse_train.writing import SaveError, write_whole
 
 PROBES = ("A man is playing a guitar.", "The market closed higher on Friday.", "Why?", "一只猫坐在垫子上。", "")
 TEMPLATE = Path(__file__).parent / "model_card.md"

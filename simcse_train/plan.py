@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from simcse_train.checkpoint import PARTIAL
 from simcse_train.config import STARTER, InputError, TrainConfig, make_config, option
 from simcse_train.corpus import keep_standard_input
 from simcse_train.encoder import Encoder, is_deterministic
+from simcse_train.writing import PARTIAL
 
 # What may change when a run goes on: everything else decides which run it is.
 CHANGEABLE = ("data", "eval", "epochs", "max_steps", "save_every", "save_minutes", "keep", "log_every")

@@ -29,7 +29,6 @@ from tqdm.auto import tqdm
 from simcse_train import __version__
 from simcse_train.batches import Batch, epoch_batches, micro_batches, not_held_out, steps_per_epoch, two_views
 from simcse_train.checkpoint import (
-    SaveError,
     State,
     checkpoint_path,
     checkpoints,
@@ -38,12 +37,9 @@ from simcse_train.checkpoint import (
     load_optimizer,
     load_state,
     never_saved,
-    only_writer,
     prune,
     run_to_resume,
     save_checkpoint,
-    sweep,
-    write_text,
 )
 from simcse_train.config import STARTER, InputError, TrainConfig, config_yaml, make_config, read_settings
 from simcse_train.corpus import Corpus, open_corpus
@@ -57,6 +53,7 @@ from simcse_train.plan import changed, check_space, find_device, new_run_folder,
 from simcse_train.report import measures, only_measures, verdict
 from simcse_train.stopping import StopRequests
 from simcse_train.texts import find_files
+from simcse_train.writing import SaveError, only_writer, sweep, write_text
 
 HELD_OUT = 512
 logger = logging.getLogger(__name__)

@@ -20,9 +20,10 @@ from transformers import BertConfig, BertModel
 
 from scripts.torture import processes
 from simcse_train import checkpoint as room
-from simcse_train.checkpoint import SaveError, checkpoints, find_checkpoint, only_writer, prune, sweep, write_whole
+from simcse_train.checkpoint import checkpoints, find_checkpoint, prune
 from simcse_train.config import InputError, make_config
 from simcse_train.training import resume, train
+from simcse_train.writing import SaveError, only_writer, sweep, write_whole
 
 DAMAGES = int(os.environ.get("SIMCSE_TRAIN_DAMAGES", "25"))
 
@@ -158,7 +159,7 @@ def test_leftovers_of_a_killed_process_are_swept(run: Path, tmp_path: Path) -> N
 
 
 def test_a_run_has_one_writer_and_a_dead_one_is_not_in_the_way(tmp_path: Path) -> None:
-    code = f"import time\nfrom pathlib import Path\nfrom simcse_train.checkpoint import only_writer\n\
+    code = f"import time\nfrom pathlib import Path\nfrom simcse_train.writing import only_writer\n\
 with only_writer(Path({str(tmp_path)!r})):\n    print('held', flush=True)\n    time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as other:
         assert other.stdout is not None

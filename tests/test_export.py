@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from simcse_train import export as room
-from simcse_train.checkpoint import SaveError, checkpoints
+from simcse_train.checkpoint import checkpoints
 from simcse_train.config import InputError, make_config
 from simcse_train.encoder import Encoder, save_encoder
 from simcse_train.export import export
 from simcse_train.loading import load_encoder
 from simcse_train.training import train
+from simcse_train.writing import SaveError
 from tests.conftest import make_bert
 from tests.families import make_family
 

@@ -19,11 +19,12 @@ import pytest
 from scripts.torture import SAVING, live, processes, torture
 from simcse_train import training
 from simcse_train.batches import two_views
-from simcse_train.checkpoint import SaveError, checkpoints, damage, find_checkpoint, sweep, write_whole
+from simcse_train.checkpoint import checkpoints, damage, find_checkpoint
 from simcse_train.config import InputError
 from simcse_train.corpus import cache_folder, open_corpus
 from simcse_train.loading import load_encoder
 from simcse_train.training import Stopped, TrainingError, resume, train
+from simcse_train.writing import SaveError, sweep, write_whole
 from tests.test_training import bits, interrupted_at, settings
 
 STEPS = 40
