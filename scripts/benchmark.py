@@ -47,7 +47,7 @@ import torch
 import typer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from simcse_train.config import InputError
+from simcse_train.errors import InputError
 
 # Each contender's process imports this file as well; what only one of them needs is imported where it is used, or the peak memory
 # of the others would hold it too.
@@ -111,7 +111,9 @@ class _Measured(Exception):
 # What the batches cost.
 
 
-def products(tokens: int, rows: int, *, layers: int, hidden: int, inner: int, cls: bool) -> Counter[tuple[int, int, int]]:
+def products(
+    tokens: int, rows: int, *, layers: int, hidden: int, inner: int, cls: bool
+) -> Counter[tuple[int, int, int]]:
     """Return the products of states and weights in a forward pass as (m, k, n) with how often each occurs.
 
     `tokens` is the number of real tokens in `rows` sentences. With `cls` the last layer needs keys and values of all tokens, but query,
@@ -227,11 +229,25 @@ def train_here(contender: Contender, job: Job, folder: Path) -> None:
     from simcse_train.config import make_config
 
     os.environ["XDG_CACHE_HOME"] = str(folder)
-    settings = {"data": job.text, "model": job.model, "output": str(folder / "run"), "max_steps": job.warmup + job.steps}
-    settings |= {"batch_size": job.batch_size, "max_length": job.max_length, "device": job.device, "precision": contender.precision}
+    settings = {
+        "data": job.text,
+        "model": job.model,
+        "output": str(folder / "run"),
+        "max_steps": job.warmup + job.steps,
+    }
+    settings |= {
+        "batch_size": job.batch_size,
+        "max_length": job.max_length,
+        "device": job.device,
+        "precision": contender.precision,
+    }
     config = make_config({**settings, "seed": job.seed, "eval_every": NEVER, "save_every": NEVER, "log_every": NEVER})
     # Users have no switch for it: what an encoder can do is found out when it is loaded.
-    with contextlib.nullcontext() if contender.packed else patch("simcse_train.encoder._packs_exactly", return_value=False):
+    with (
+        contextlib.nullcontext()
+        if contender.packed
+        else patch("simcse_train.encoder._packs_exactly", return_value=False)
+    ):
         train(config)
 
 
@@ -244,7 +260,11 @@ def train_peer(contender: Contender, job: Job, folder: Path) -> None:
     own documentation names for columns of one kind.
     """
     from datasets import Dataset
-    from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+    from sentence_transformers import (
+        SentenceTransformer,
+        SentenceTransformerTrainer,
+        SentenceTransformerTrainingArguments,
+    )
     from sentence_transformers.base.losses.merged_forward import embed_columns
     from sentence_transformers.base.sampler import BatchSamplers, DefaultBatchSampler
     from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
@@ -318,7 +338,11 @@ def _peak_memory() -> float:
 def _operators(profiler: torch.profiler.profile, job: Job, seconds: float) -> list[dict[str, Any]]:
     """Return the operators that a step spends most of its own time in: name, share of the step, milliseconds and calls per step."""
     events = [
-        (event.key, (event.self_device_time_total if job.device == "cuda" else event.self_cpu_time_total) / 1e6, event.count)
+        (
+            event.key,
+            (event.self_device_time_total if job.device == "cuda" else event.self_cpu_time_total) / 1e6,
+            event.count,
+        )
         for event in profiler.key_averages()
     ]
     return [
@@ -344,7 +368,9 @@ def contenders(precision: str, device: str, cores: int) -> list[Contender]:
         found.append(replace(found[-1], name="peer-compiled", compiled=True))
         if device == "cuda" and find_spec("flash_attn"):
             # It has no padding left to sort away, and refuses to put both views of such a batch together.
-            found.append(replace(found[-1], name="peer-flash", compiled=False, flash=True, sorted=False, one_pass=False))
+            found.append(
+                replace(found[-1], name="peer-flash", compiled=False, flash=True, sorted=False, one_pass=False)
+            )
     found.append(Contender("padded", "simcse-train", precision, one_pass=True))
     found.append(Contender("packed", "simcse-train", precision, one_pass=True, packed=True))
     return found
@@ -363,7 +389,7 @@ def chosen_contenders(names: str | None, precision: str, device: str) -> list[Co
 
 def read_sentences(path: Path, count: int) -> list[str]:
     """Return the first distinct sentences of a text; raises `InputError` if it holds fewer."""
-    from simcse_train.texts import find_files, open_file, read_texts
+    from simcse_train.data.files import find_files, open_file, read_texts
 
     sentences: dict[str, None] = {}
     for file in find_files([str(path)]):
@@ -374,11 +400,15 @@ def read_sentences(path: Path, count: int) -> list[str]:
                 if sentence := " ".join(text.split()):
                     sentences[sentence] = None
     if len(sentences) < count:
-        raise InputError(f"--data {path} holds {len(sentences):,} distinct sentences, not {count:,}: lower --steps or --batch-size.")
+        raise InputError(
+            f"--data {path} holds {len(sentences):,} distinct sentences, not {count:,}: lower --steps or --batch-size."
+        )
     return list(sentences)
 
 
-def make_model(shape: str, pooling: str, max_length: int, folder: Path, sentences: Sequence[str]) -> tuple[dict[str, int], list[int]]:
+def make_model(
+    shape: str, pooling: str, max_length: int, folder: Path, sentences: Sequence[str]
+) -> tuple[dict[str, int], list[int]]:
     """Save the starting weights as a folder that all contenders load; return the layers' sizes and the length of each sentence in tokens.
 
     Every shape uses the starter's tokenizer: what a step costs depends on the number of pieces, not on which they are.
@@ -386,7 +416,7 @@ def make_model(shape: str, pooling: str, max_length: int, folder: Path, sentence
     from transformers import AutoModel, AutoTokenizer, BertConfig
 
     from simcse_train.encoder import Encoder, save_encoder
-    from simcse_train.loading import STARTER_FOLDER
+    from simcse_train.encoders.loading import STARTER_FOLDER
 
     torch.manual_seed(0)
     sizes = SHAPES[shape]
@@ -397,7 +427,11 @@ def make_model(shape: str, pooling: str, max_length: int, folder: Path, sentence
     save_encoder(encoder, folder)
     config = model.config
     lengths = [len(row) for row in encoder.tokenize(sentences, max_length)]
-    return {"layers": config.num_hidden_layers, "hidden": config.hidden_size, "inner": config.intermediate_size}, lengths
+    return {
+        "layers": config.num_hidden_layers,
+        "hidden": config.hidden_size,
+        "inner": config.intermediate_size,
+    }, lengths
 
 
 def alone(function: Any, *arguments: Any) -> Any:
@@ -424,11 +458,17 @@ def machine(device: str, threads: int) -> dict[str, Any]:
 
 def _processor_name() -> str:
     info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    names = (
+        [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        if info.exists()
+        else []
+    )
     return names[0] if names else platform.processor() or "unknown processor"
 
 
-def summarize(rounds: dict[str, list[Measurement]], rates: Sequence[float], flops_per_sentence: float) -> dict[str, Any]:
+def summarize(
+    rounds: dict[str, list[Measurement]], rates: Sequence[float], flops_per_sentence: float
+) -> dict[str, Any]:
     """Return medians over the rounds, the bound in sentences a second, and the three ratios that are goals, None where one can't be had."""
     rows = {
         name: {
@@ -488,7 +528,9 @@ def table(compared: Sequence[Contender], summary: dict[str, Any], failures: dict
         spread = f"({row['lowest']:.1f}-{row['highest']:.1f})"
         memory = f"{row['memory']:.0f}" + (f"+{row['device_memory']:.0f}" if row["device_memory"] else "")
         ratio = f"{row['median'] / shipped:.2f}" if shipped else "-"
-        lines.append(f"{line}{row['median']:>13.1f}{spread:>16}{memory:>12}{ratio:>11}{row['median'] / summary['bound']:>10.0%}")
+        lines.append(
+            f"{line}{row['median']:>13.1f}{spread:>16}{memory:>12}{ratio:>11}{row['median'] / summary['bound']:>10.0%}"
+        )
     ratio = f"{summary['bound'] / shipped:.2f}" if shipped else "-"
     lines.append(f"{'bound':<34}{'':>32}{summary['bound']:>13.1f}{'':>16}{'':>12}{ratio:>11}{1:>10.0%}")
     return "\n".join(lines)
@@ -514,7 +556,9 @@ def profile_table(operators: Sequence[dict[str, Any]]) -> str:
     """Return the operators of a step, the costliest first."""
     lines = [f"{'operator':<58}{'of the step':>12}{'ms a step':>11}{'calls':>8}"]
     for entry in operators:
-        lines.append(f"{entry['operator'][:56]:<58}{entry['share']:>12.1%}{entry['milliseconds']:>11.1f}{entry['calls']:>8.0f}")
+        lines.append(
+            f"{entry['operator'][:56]:<58}{entry['share']:>12.1%}{entry['milliseconds']:>11.1f}{entry['calls']:>8.0f}"
+        )
     return "\n".join(lines)
 
 
@@ -535,7 +579,9 @@ def plot(compared: Sequence[Contender], summary: dict[str, Any], title: str, sub
     shipped = summary["rows"].get("peer", {}).get("median")
     ink, dim, grey, blue, pale, red = "#222222", "#666666", "#b4b9c1", "#2463ae", "#8fb2dc", "#b3372f"
 
-    height = 2.0 + 0.42 * len(rows)  # inches; the text above and below the bars takes the same room whatever their number
+    height = 2.0 + 0.42 * len(
+        rows
+    )  # inches; the text above and below the bars takes the same room whatever their number
     figure, axes = pyplot.subplots(figsize=(9.6, height))
     figure.subplots_adjust(left=0.27, right=0.97, top=1 - 1.28 / height, bottom=0.62 / height)
     # A gap sets this program apart from the peer.
@@ -549,14 +595,23 @@ def plot(compared: Sequence[Contender], summary: dict[str, Any], title: str, sub
         words = f"{speed:,.0f}" if speed >= 1000 else f"{speed:.1f}"
         words += f"   {speed / shipped:.2f} x" if shipped else ""
         spot = (max(speed, highest), place)
-        axes.annotate(words, spot, (7, 0), textcoords="offset points", va="center", color=ink, fontsize=10, bbox=behind, zorder=4)
-    above: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "ha": "center", "fontsize": 10}
+        axes.annotate(
+            words, spot, (7, 0), textcoords="offset points", va="center", color=ink, fontsize=10, bbox=behind, zorder=4
+        )
+    above: dict[str, Any] = {
+        "xycoords": ("data", "axes fraction"),
+        "textcoords": "offset points",
+        "ha": "center",
+        "fontsize": 10,
+    }
     axes.annotate(f"bound {summary['bound']:,.1f}", (summary["bound"], 1), (0, 3), color=red, **above)
     names = [label(contender).replace("  + ", "+ ").strip() for contender in rows]
     axes.set_yticks(places, names, fontsize=10, color=ink)
     axes.set_ylim(places[-1] - 0.5, 0.5)
     axes.set_xlim(0, max(1.08 * summary["bound"], *(1.22 * speed for speed in speeds)))
-    axes.set_xlabel("sentences a second: median, with a line from the slowest to the fastest round", fontsize=9, color=dim)
+    axes.set_xlabel(
+        "sentences a second: median, with a line from the slowest to the fastest round", fontsize=9, color=dim
+    )
     axes.tick_params(axis="y", length=0)
     axes.tick_params(axis="x", labelsize=9, colors=dim)
     for side in ("top", "right", "left"):
@@ -596,8 +651,12 @@ def benchmark(
         job = Job(str(model), str(text), steps, batch_size, max_length, device, threads)
         mean_length = statistics.mean(lengths)
         weights = "its own weights" if shape == "starter" else "random weights, 30,522 pieces"
-        typer.echo(f"{shape}: {sizes['layers']} layers of {sizes['hidden']}, {pooling} pooling, {weights}; batches of {batch_size}")
-        typer.echo(f"{data.name}: the first {len(sentences):,} distinct sentences, {mean_length:.1f} tokens each (cut at {max_length})")
+        typer.echo(
+            f"{shape}: {sizes['layers']} layers of {sizes['hidden']}, {pooling} pooling, {weights}; batches of {batch_size}"
+        )
+        typer.echo(
+            f"{data.name}: the first {len(sentences):,} distinct sentences, {mean_length:.1f} tokens each (cut at {max_length})"
+        )
         typer.echo(machine_line(described, precision))
 
         cls = pooling == "cls"
@@ -630,15 +689,25 @@ def benchmark(
     summary = summarize(measured, rates, flops_per_sentence)
     typer.echo("\n" + table(compared, summary, failures))
     cost, rate = flops_per_sentence / 1e9, statistics.median(rates) / 1e9
-    typer.echo(f"bound: {cost:.2f} GFLOP a sentence (two views, forward and backward) at {rate:,.0f} GFLOP/s in {precision}")
+    typer.echo(
+        f"bound: {cost:.2f} GFLOP a sentence (two views, forward and backward) at {rate:,.0f} GFLOP/s in {precision}"
+    )
     typer.echo("\n" + goals(summary))
     if operators:
-        typer.echo(f"\nwhere the time of a step goes (simcse-train, a run of its own under the profiler)\n{profile_table(operators)}")
+        typer.echo(
+            f"\nwhere the time of a step goes (simcse-train, a run of its own under the profiler)\n{profile_table(operators)}"
+        )
     name = f"{shape}-{data.name.split('.')[0]}"
     record = {
         "shape": {"name": shape, **sizes, "pooling": pooling},
         "text": {"name": data.name, "sentences": len(sentences), "mean_tokens": mean_length},
-        "settings": {"steps": steps, "warmup": WARMUP, "batch_size": batch_size, "max_length": max_length, "precision": precision},
+        "settings": {
+            "steps": steps,
+            "warmup": WARMUP,
+            "batch_size": batch_size,
+            "max_length": max_length,
+            "precision": precision,
+        },
         "machine": described,
         "contenders": [asdict(contender) for contender in compared],
         "rounds": {name: [asdict(m) for m in each] for name, each in measured.items()},
@@ -671,14 +740,20 @@ def machine_line(described: dict[str, Any], precision: str) -> str:
 def main(
     data: Annotated[Path, typer.Option(help="Text to learn from, as simcse-train takes it.")],
     shape: Annotated[str, typer.Option(help="starter, mini (6 x 384) or base (12 x 768).")] = "mini",
-    pooling: Annotated[str, typer.Option(help="cls, mean, or auto: mean for the starter, else cls, as in the paper.")] = "auto",
+    pooling: Annotated[
+        str, typer.Option(help="cls, mean, or auto: mean for the starter, else cls, as in the paper.")
+    ] = "auto",
     steps: Annotated[int, typer.Option(min=1, help=f"Steps that are timed, after {WARMUP} that are not.")] = 30,
     rounds: Annotated[int, typer.Option(min=1, help="How often each contender is measured.")] = 3,
     batch_size: Annotated[int, typer.Option(min=2)] = 64,
     max_length: Annotated[int, typer.Option(min=3)] = 32,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of each contender (default: torch's own choice).")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of each contender (default: torch's own choice).")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16: this program's, and the peer's where it switches.")] = "auto",
+    precision: Annotated[
+        str, typer.Option(help="auto, fp32, bf16 or fp16: this program's, and the peer's where it switches.")
+    ] = "auto",
     contenders: Annotated[str | None, typer.Option(help="Only these rows, with commas, such as peer,packed.")] = None,
     output: Annotated[Path, typer.Option(help="Folder for the JSON and the plot.")] = Path("runs/benchmark"),
 ) -> None:
@@ -700,7 +775,9 @@ def main(
         precision = _precision(precision, device)
         pooling = {"auto": "mean" if shape == "starter" else "cls"}.get(pooling, pooling)
         threads = threads or torch.get_num_threads()
-        benchmark(shape, data, pooling, steps, rounds, batch_size, max_length, threads, device, precision, contenders, output)
+        benchmark(
+            shape, data, pooling, steps, rounds, batch_size, max_length, threads, device, precision, contenders, output
+        )
     except InputError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(2) from None

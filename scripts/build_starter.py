@@ -163,7 +163,9 @@ def write(log: Path, line: str) -> None:
     typer.echo(line)
 
 
-def build_vocabulary(rows: list[list[int]], tokenizer: PreTrainedTokenizerBase, target: Path) -> tuple[PreTrainedTokenizerBase, list[int]]:
+def build_vocabulary(
+    rows: list[list[int]], tokenizer: PreTrainedTokenizerBase, target: Path
+) -> tuple[PreTrainedTokenizerBase, list[int]]:
     """Keep the special tokens, every single character and the most frequent word pieces; return the tokenizer and the kept teacher ids."""
     pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     counts = Counter(token for row in rows for token in row)
@@ -204,7 +206,9 @@ def train_student(
     per_epoch = math.ceil((len(rows) - HELD_OUT) / BATCH)
     total = epochs * per_epoch
     optimizer = torch.optim.AdamW(student.parameters(), lr=learning_rate, weight_decay=0.01, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min((s + 1) / 400, max(0.0, (total - s) / (total - 400))))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda s: min((s + 1) / 400, max(0.0, (total - s) / (total - 400)))
+    )
     step = 0
     if state_file.exists():
         state = torch.load(state_file, weights_only=True)
@@ -271,7 +275,9 @@ def save_starter(student: BertModel, tokenizer: PreTrainedTokenizerBase, output:
         {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
     ]
     (output / "modules.json").write_text(json.dumps(modules, indent=2) + "\n")
-    (output / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": MAX_LENGTH, "do_lower_case": False}, indent=2) + "\n")
+    (output / "sentence_bert_config.json").write_text(
+        json.dumps({"max_seq_length": MAX_LENGTH, "do_lower_case": False}, indent=2) + "\n"
+    )
     pooling = {"word_embedding_dimension": HIDDEN, "pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}
     (output / "1_Pooling").mkdir(exist_ok=True)
     (output / "1_Pooling" / "config.json").write_text(json.dumps(pooling, indent=2) + "\n")
@@ -324,7 +330,9 @@ def main(
     student = BertModel(config, add_pooling_layer=False)
     pieces = normalize(torch.from_numpy(alone.astype(np.float32)) @ directions)
     with torch.no_grad():
-        student.embeddings.word_embeddings.weight.copy_(pieces * (0.05 * math.sqrt(HIDDEN) / pieces.norm(dim=1, keepdim=True)))
+        student.embeddings.word_embeddings.weight.copy_(
+            pieces * (0.05 * math.sqrt(HIDDEN) / pieces.norm(dim=1, keepdim=True))
+        )
         student.embeddings.word_embeddings.weight[tokenizer.pad_token_id].zero_()
     # Without dropout first: a student this small underfits. With it last: SimCSE's two views then start close together, and training
     # spreads sentences out instead of teaching the encoder to bear dropout.

@@ -32,7 +32,7 @@ from sentence_transformers.losses import MultipleNegativesRankingLoss
 from simcse_train import load_encoder, train
 from simcse_train.config import make_config
 from simcse_train.evaluation import read_pairs, similarity_score
-from simcse_train.loading import STARTER_FOLDER
+from simcse_train.encoders.loading import STARTER_FOLDER
 
 TRAINERS = ("sentence-transformers", "simcse-train", "padded")
 
@@ -88,7 +88,9 @@ def main(
     with lzma.open(data / "corpora/wikipedia-en.txt.xz", "rt", encoding="utf-8", newline="\n") as stream:
         chosen = [line.strip() for line in itertools.islice(stream, sentences)]
     start = similarity_score(load_encoder(model), pairs)
-    typer.echo(f"{platform.machine()}, {torch.get_num_threads()} threads, {steps} steps of 64, STS-B test before {start:.2f}")
+    typer.echo(
+        f"{platform.machine()}, {torch.get_num_threads()} threads, {steps} steps of 64, STS-B test before {start:.2f}"
+    )
     scores: dict[str, list[float]] = {trainer: [] for trainer in chosen_trainers}
     with tempfile.TemporaryDirectory() as name:
         text = Path(name) / "text.txt"
@@ -102,12 +104,18 @@ def main(
                 else:
                     path = with_this_program(model, text, steps, seed, folder, packed=trainer == "simcse-train")
                 values.append(similarity_score(load_encoder(path), pairs) or 0.0)
-            typer.echo(f"seed {seed}  " + "  ".join(f"{trainer} {values[-1]:.3f}" for trainer, values in scores.items()))
+            typer.echo(
+                f"seed {seed}  " + "  ".join(f"{trainer} {values[-1]:.3f}" for trainer, values in scores.items())
+            )
     for trainer, values in scores.items():
         spread = f"{stdev(values):.3f}" if len(values) > 1 else "unknown"
-        typer.echo(f"{trainer:<22} mean {mean(values):.3f}  standard deviation {spread}  range {min(values):.3f} to {max(values):.3f}")
+        typer.echo(
+            f"{trainer:<22} mean {mean(values):.3f}  standard deviation {spread}  range {min(values):.3f} to {max(values):.3f}"
+        )
     for first, second in itertools.combinations(scores, 2):
-        typer.echo(f"difference of the means of {first} and {second}: {abs(mean(scores[first]) - mean(scores[second])):.3f}")
+        typer.echo(
+            f"difference of the means of {first} and {second}: {abs(mean(scores[first]) - mean(scores[second])):.3f}"
+        )
 
 
 if __name__ == "__main__":

@@ -23,12 +23,12 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from simcse_train import TrainConfig, load_encoder, train
-from simcse_train.checkpoint import checkpoint_path, checkpoints, load_state
+from simcse_train.runs.checkpoint import checkpoint_path, checkpoints, load_state
 from simcse_train.config import make_config, read_settings
 from simcse_train.encoder import Encoder
 from simcse_train.evaluation import Pair, read_pairs, similarity_score, spearman
 from simcse_train.export import choose_checkpoint, read_metrics
-from simcse_train.loading import STARTER_FOLDER
+from simcse_train.encoders.loading import STARTER_FOLDER
 
 STEPS, HUNDRED_THOUSAND = 2000, 1563  # steps of 64 sentences; the second is 100,032 sentences
 
@@ -37,7 +37,10 @@ def tfidf_score(pairs: list[Pair]) -> float:
     """Return Spearman x 100 of TF-IDF cosines."""
     vectorizer = TfidfVectorizer().fit([sentence for pair in pairs for sentence in pair[:2]])
     first, second = (vectorizer.transform([pair[i] for pair in pairs]) for i in (0, 1))
-    return spearman(np.asarray(first.multiply(second).sum(axis=1)).ravel(), np.array([pair.score for pair in pairs])) or 0.0
+    return (
+        spearman(np.asarray(first.multiply(second).sum(axis=1)).ravel(), np.array([pair.score for pair in pairs]))
+        or 0.0
+    )
 
 
 def random_encoder(seed: int) -> Encoder:
@@ -56,11 +59,15 @@ def seconds_in_steps(run: Path) -> float:
     """Return the time that the logged steps of a run took, by its sentences a second."""
     state = load_state(checkpoints(run)[-1])
     size = state.config().batch_size
-    epoch = [min(size, state.sentences - start) for start in range(0, state.sentences - 1, size)]  # sentences in each batch
+    epoch = [
+        min(size, state.sentences - start) for start in range(0, state.sentences - 1, size)
+    ]  # sentences in each batch
     seconds, done = 0.0, 0
     for record in read_metrics(run):
         if "sentences_per_second" in record:
-            seconds += sum(epoch[step % len(epoch)] for step in range(done, record["step"])) / record["sentences_per_second"]
+            seconds += (
+                sum(epoch[step % len(epoch)] for step in range(done, record["step"])) / record["sentences_per_second"]
+            )
             done = record["step"]
     return seconds
 
@@ -90,8 +97,15 @@ def main(
         for seed in numbers:
             folder = runs / f"wiki{seed}"
             if not checkpoint_path(folder, HUNDRED_THOUSAND).is_dir():
-                settings = {"data": str(data / "corpora/wikipedia-en.txt.xz"), "eval": str(data / "sts/STSBenchmark/sts-dev.csv")}
-                train(TrainConfig(**settings, output=str(folder), max_steps=STEPS, save_every=HUNDRED_THOUSAND, keep=5, seed=seed))  # type: ignore[arg-type]
+                settings = {
+                    "data": str(data / "corpora/wikipedia-en.txt.xz"),
+                    "eval": str(data / "sts/STSBenchmark/sts-dev.csv"),
+                }
+                train(
+                    TrainConfig(
+                        **settings, output=str(folder), max_steps=STEPS, save_every=HUNDRED_THOUSAND, keep=5, seed=seed
+                    )
+                )  # type: ignore[arg-type]
             hundred.append(score(checkpoint_path(folder, HUNDRED_THOUSAND), pairs))
             best.append(score(choose_checkpoint(folder, checkpoint_path(folder, HUNDRED_THOUSAND), None), pairs))
             if checkpoint_path(folder, STEPS).is_dir():
@@ -110,7 +124,11 @@ def main(
         took = time.perf_counter() - began
         changes = [f"{name} {run.before[name]:.4f} -> {run.after[name]:.4f}" for name in ("score", "uniformity")]
         share = seconds_in_steps(run.folder) / took
-        changes = [*changes, f"STS-B test {similarity_score(run.encoder, pairs):.2f}", f"{took:.1f} s, {share:.0%} of it in steps"]
+        changes = [
+            *changes,
+            f"STS-B test {similarity_score(run.encoder, pairs):.2f}",
+            f"{took:.1f} s, {share:.0%} of it in steps",
+        ]
         typer.echo(f"seed {seed}: " + ", ".join(changes))
 
 

@@ -32,12 +32,18 @@ from tqdm import tqdm
 from transformers import BertConfig, BertModel, BertTokenizer
 
 from simcse_train import training
-from simcse_train.checkpoint import checkpoints, damage
+from simcse_train.runs.checkpoint import checkpoints, damage
 from simcse_train.cli import main as simcse_train
 
 STARTING, READING, TRAINING, SAVING, EXPORTING = range(5)
 PHASES = ("starting", "reading the text", "training", "saving", "exporting")
-CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "open")  # audit events that come before a change to the disk
+CHANGES = (
+    "os.rename",
+    "os.remove",
+    "os.rmdir",
+    "os.mkdir",
+    "open",
+)  # audit events that come before a change to the disk
 
 SAVE_EVERY = 2
 SAVES_PER_KILL = 2  # so many are planned that the run outlives its kills
@@ -78,7 +84,9 @@ def torture(folder: Path, precision: str, kills: int, seed: int) -> Verdict:
         # The options that come last win. That saving does not change what is computed is part of what is tested.
         command = [sys.executable, "-m", "simcse_train", *start, "--output", str(whole), "--save-every", "1000000"]
         cache_of_whole = str(folder / "cache-of-whole")
-        subprocess.run(command, env={**os.environ, "XDG_CACHE_HOME": cache_of_whole}, stdout=screen, stderr=screen, check=True)
+        subprocess.run(
+            command, env={**os.environ, "XDG_CACHE_HOME": cache_of_whole}, stdout=screen, stderr=screen, check=True
+        )
 
     # The first kills are aimed at what comes before the first checkpoint, the last ones at the export; between them half fall into a save.
     early, late = max(1, kills // 20), max(1, kills // 10)
@@ -172,14 +180,19 @@ def _inspect(run: Path, cache: Path, verdict: Verdict) -> None:
             verdict.failures.append(f"after kill {verdict.kills.total()} {path.name} was not whole: {reason}")
     newest = int(saved[-1].name.removeprefix("step-")) if saved else 0
     if newest < verdict.furthest:
-        verdict.failures.append(f"after kill {verdict.kills.total()} the newest checkpoint was {newest}, before it {verdict.furthest}")
+        verdict.failures.append(
+            f"after kill {verdict.kills.total()} the newest checkpoint was {newest}, before it {verdict.furthest}"
+        )
     verdict.furthest = newest
 
 
 def _compare(whole: Path, run: Path, cache: Path, verdict: Verdict) -> None:
     """Compare a run that was killed with one that was not."""
     newest = checkpoints(whole)[-1].relative_to(whole)
-    names = ["encoder/model.safetensors", *(f"{newest}/{name}.safetensors" for name in ("encoder/model", "head", "optimizer"))]
+    names = [
+        "encoder/model.safetensors",
+        *(f"{newest}/{name}.safetensors" for name in ("encoder/model", "head", "optimizer")),
+    ]
     for name in names:
         if not (run / name).exists() or (run / name).read_bytes() != (whole / name).read_bytes():
             verdict.failures.append(f"{name} differs from the undisturbed run's")
@@ -208,7 +221,13 @@ def _start(folder: Path, precision: str, steps: int) -> list[str]:
     vocabulary.write_text("".join(piece + "\n" for piece in ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]))
     tokenizer = BertTokenizer(str(vocabulary), model_max_length=32)
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "max_position_embeddings": 32}
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "max_position_embeddings": 32,
+    }
     BertModel(BertConfig(vocab_size=len(tokenizer), initializer_range=0.3, **sizes)).save_pretrained(model)  # type: ignore[arg-type]
     tokenizer.save_pretrained(model)
     settings = {

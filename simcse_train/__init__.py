@@ -11,25 +11,28 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from simcse_train.version import __version__
+
 if TYPE_CHECKING:
-    from simcse_train.config import InputError, TrainConfig
-    from simcse_train.loading import load_encoder
-    from simcse_train.training import Run, train
+    from simcse_train.config import TrainConfig
+    from simcse_train.encoders.loading import load_encoder
+    from simcse_train.errors import InputError
+    from simcse_train.training.start import Run, resume, train
 
-__version__ = "0.1.0"
-__all__ = ["InputError", "Run", "TrainConfig", "load_encoder", "train"]
+__all__ = ["InputError", "Run", "TrainConfig", "__version__", "load_encoder", "resume", "train"]
 
-_ROOMS = {
-    "InputError": "config",
+_MODULES = {
+    "InputError": "errors",
     "TrainConfig": "config",
-    "load_encoder": "loading",
-    "Run": "training",
-    "train": "training",
+    "load_encoder": "encoders.loading",
+    "Run": "training.start",
+    "resume": "training.start",
+    "train": "training.start",
 }
 
 
 def __getattr__(name: str) -> Any:
-    # `simcse-train --help` must not wait for torch, so a room is opened when its name is first used.
-    if name in _ROOMS:
-        return getattr(import_module(f"simcse_train.{_ROOMS[name]}"), name)
+    # `simcse-train --help` must not wait for `import torch`, so a module is imported when a name of it is first used.
+    if name in _MODULES:
+        return getattr(import_module(f"simcse_train.{_MODULES[name]}"), name)
     raise AttributeError(f"module 'simcse_train' has no attribute {name!r}")

@@ -1,108 +1,74 @@
 """The command line: parse, call, print. No logic.
 
-Heavy modules are imported inside the commands, so that `--help` answers at once.
+The options of a training are made from `TrainConfig`. Heavy modules are imported inside the commands, so that `--help`
+answers at once.
 """
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import signal
 import sys
+import types
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, Union, get_args, get_origin
 
 import typer
+from pydantic.fields import FieldInfo
+from typer.core import TyperGroup
 
-from simcse_train import __version__
-from simcse_train.config import InputError, TrainConfig, make_config, read_settings
-
-app = typer.Typer(
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+from simcse_train.config import TrainConfig, choices, make_config, option, read_settings
+from simcse_train.errors import InputError, SaveError, Stopped, TrainingError
+from simcse_train.version import __version__
 
 DONE, FAILED, WRONG_INPUT, SIGNALLED = 0, 1, 2, 128
 
+EncoderArgument = Annotated[
+    str, typer.Argument(metavar="ENCODER", help="An export, a run, a checkpoint, or a model's name.")
+]
+PoolingOption = Annotated[
+    str, typer.Option(metavar="WAY", help="auto, cls or mean; auto: as the model's files say, else cls.")
+]
 
-def _default(field: str) -> str:
-    return f"[default: {TrainConfig.model_fields[field].default}]"
+
+class GroupedHelp(TyperGroup):
+    """Lists the options in `--help` under the groups that `TrainConfig` gives them."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write one section per group, then the commands."""
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                groups.setdefault(getattr(parameter, "rich_help_panel", None) or "Run", []).append(record)
+        for group, records in groups.items():
+            with formatter.section(group):
+                formatter.write_dl(records)
+        self.format_commands(ctx, formatter)
 
 
-@app.callback(invoke_without_command=True)
+app = typer.Typer(
+    cls=GroupedHelp,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+)
+
+
 def train_command(
     context: typer.Context,
-    data: Annotated[
-        list[str] | None,
-        typer.Option(metavar="PATH", help="Text to learn from: file, folder, glob, or - for standard input."),
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE.yaml", help="Settings from a YAML file; options given here win.")
     ] = None,
-    text_column: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Column of csv, tsv, jsonl or parquet. [default: the only one with text]"),
+    resume: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN_OR_CHECKPOINT", help="Continue where this run or checkpoint stopped."),
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(metavar="NAME_OR_PATH", help="Hugging Face encoder, a name or a folder. [default: the bundled starter]"),
-    ] = None,
-    output: Annotated[str | None, typer.Option(metavar="DIR", help="Run folder. [default: runs/<model>-<date>-<time>]")] = None,
-    config: Annotated[Path | None, typer.Option(metavar="FILE.yaml", help="Settings from a YAML file; options given here win.")] = None,
-    epochs: Annotated[int | None, typer.Option(metavar="N", help=f"Times to go through the text. {_default('epochs')}")] = None,
-    max_steps: Annotated[int | None, typer.Option(metavar="N", help="Stop after this many steps, whatever the epochs.")] = None,
-    batch_size: Annotated[int | None, typer.Option(metavar="N", help=f"Sentences in a batch. {_default('batch_size')}")] = None,
-    micro_batch_size: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Sentences held in memory at once; the gradients stay the batch's. [default: the whole batch]"),
-    ] = None,
-    learning_rate: Annotated[
-        float | None, typer.Option(metavar="X", help=f"Peak, falls linearly to 0. {_default('learning_rate')}")
-    ] = None,
-    warmup_ratio: Annotated[
-        float | None, typer.Option(metavar="X", help=f"Share of the steps that warm up. {_default('warmup_ratio')}")
-    ] = None,
-    weight_decay: Annotated[float | None, typer.Option(metavar="X", help=f"Of matrices, decoupled. {_default('weight_decay')}")] = None,
-    max_length: Annotated[
-        int | None, typer.Option(metavar="N", help=f"Tokens after which a sentence is cut. {_default('max_length')}")
-    ] = None,
-    temperature: Annotated[float | None, typer.Option(metavar="X", help=f"Divides the cosines. {_default('temperature')}")] = None,
-    dropout: Annotated[
-        float | None,
-        typer.Option(metavar="P", help="Dropout of hidden states and attention. [default: the model's own]"),
-    ] = None,
-    pooling: Annotated[
-        str | None,
-        typer.Option(metavar="WAY", help="auto, cls or mean; auto: as the model's files say, else cls. [default: auto]"),
-    ] = None,
-    objective: Annotated[
-        str | None, typer.Option(metavar="NAME", help=f"ntxent or infonce (the paper's form). {_default('objective')}")
-    ] = None,
-    max_grad_norm: Annotated[
-        float | None, typer.Option(metavar="X", help=f"Gradients are clipped to this norm. {_default('max_grad_norm')}")
-    ] = None,
-    projection: Annotated[
-        str | None,
-        typer.Option(metavar="WHEN", help="Head in training: auto, on or off; auto: on for cls. [default: auto]"),
-    ] = None,
-    seed: Annotated[int | None, typer.Option(metavar="N", help=f"Decides order, dropout and head. {_default('seed')}")] = None,
-    precision: Annotated[
-        str | None,
-        typer.Option(metavar="KIND", help="auto, fp32, bf16 or fp16; auto: what the device has. [default: auto]"),
-    ] = None,
-    device: Annotated[str | None, typer.Option(metavar="KIND", help="auto, cpu, cuda or mps. [default: auto]")] = None,
-    eval: Annotated[
-        str | None,
-        typer.Option(metavar="PATH", help="Labelled pairs to score while training; keeps the best checkpoint."),
-    ] = None,
-    eval_every: Annotated[int | None, typer.Option(metavar="N", help=f"Steps between measurements. {_default('eval_every')}")] = None,
-    save_every: Annotated[int | None, typer.Option(metavar="N", help=f"Steps between checkpoints. {_default('save_every')}")] = None,
-    save_minutes: Annotated[float | None, typer.Option(metavar="M", help="Minutes between checkpoints, beside --save-every.")] = None,
-    keep: Annotated[int | None, typer.Option(metavar="N", help=f"Newest checkpoints to keep, beside the best. {_default('keep')}")] = None,
-    log_every: Annotated[
-        int | None, typer.Option(metavar="N", help=f"Steps between lines of metrics.jsonl. {_default('log_every')}")
-    ] = None,
-    resume: Annotated[Path | None, typer.Option(metavar="RUN_OR_CHECKPOINT", help="Go on where this run or checkpoint stopped.")] = None,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    **settings: Any,
 ) -> None:
     """Turn a text file into a sentence encoder by unsupervised SimCSE.
 
@@ -113,36 +79,87 @@ def train_command(
     if version:
         typer.echo(f"simcse-train {__version__}")
         return
-    given = {name: value for name, value in context.params.items() if name in TrainConfig.model_fields and value not in (None, [], ())}
+    given = {name: value for name, value in settings.items() if value not in (None, [], ())}
     from_file: dict[str, Any] = read_settings(config) if config else {}
+    if resume is None and not given and not config:
+        typer.echo(context.get_help())
+        raise typer.Exit(WRONG_INPUT)
     try:
         if resume is not None:
-            from simcse_train.training import resume as go_on
+            _quiet()
+            from simcse_train.training.start import resume as resume_run
 
-            go_on(resume, {**from_file, **given})
-            return
-        if not given and not config:
-            typer.echo(context.get_help())
-            raise typer.Exit(WRONG_INPUT)
-        settings = make_config({**from_file, **given})
-        from simcse_train.training import train
+            resume_run(resume, {**from_file, **given})
+        else:
+            validated = make_config({**from_file, **given})
+            _quiet()
+            from simcse_train.training.start import train
 
-        train(settings)
+            train(validated)
     except KeyboardInterrupt as error:  # typer would turn it into a silent 130, whatever the signal
         number = getattr(error, "signal_number", signal.SIGINT)
-        _leave("Stopped at once. If a checkpoint was saved before, this goes on from it: simcse-train --resume RUN", SIGNALLED + number)
+        _exit(
+            "Stopped at once. If a checkpoint was saved before, this continues from it: simcse-train --resume RUN",
+            SIGNALLED + number,
+        )
+
+
+def _option_for(name: str, field: FieldInfo) -> inspect.Parameter:
+    """Return the parameter from which typer makes the option of a setting; without a value it is None or empty."""
+    extra: Any = field.json_schema_extra
+    allowed = choices(field)
+    default = extra["auto"] or (field.default if field.default not in (None, ...) and not field.is_required() else "")
+    note = f" [default: {default}]" if default != "" else ""
+    settings = typer.Option(
+        option(name),
+        metavar="|".join(allowed) or extra["metavar"],
+        help=f"{field.description}{note}",
+        rich_help_panel=extra["group"],
+        show_default=False,
+    )
+    kind = list[str] if name == "data" else str if allowed else _plain_type(field.annotation)
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, settings]
+    )
+
+
+def _plain_type(annotation: Any) -> Any:
+    """Return int, float or str: what an annotation such as `Annotated[float, ...] | None` holds."""
+    if get_origin(annotation) in (Union, types.UnionType, Annotated):
+        return _plain_type(next(part for part in get_args(annotation) if part is not type(None)))
+    return annotation
+
+
+def _with_settings(command: Any) -> Any:
+    """Give the training command one option for each setting of `TrainConfig`, in place of `**settings`."""
+    own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "settings"]
+    parameters = [_option_for(name, field) for name, field in TrainConfig.model_fields.items()]
+    signature = [
+        own[0],
+        *parameters,
+        *(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own[1:]),
+    ]
+    command.__signature__ = inspect.Signature(signature)
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in signature}
+    return command
+
+
+app.callback(invoke_without_command=True)(_with_settings(train_command))
 
 
 @app.command("export")
 def export_command(
     source: Annotated[Path, typer.Argument(metavar="RUN_OR_CHECKPOINT")],
     target: Annotated[Path, typer.Argument(metavar="OUT")],
-    checkpoint: Annotated[str | None, typer.Option(metavar="WHICH", help="best or last. [default: best where there is one]")] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option(metavar="WHICH", help="best or last. [default: best where there is one]")
+    ] = None,
 ) -> None:
     """Write the encoder of a run as a folder that sentence-transformers and transformers load."""
     if checkpoint not in (None, "best", "last"):
         raise InputError(f"--checkpoint {checkpoint} must be best or last.")
-    from simcse_train.export import export
+    _quiet()
+    from simcse_train.export.folder import export
 
     used = export(source, target, checkpoint)
     typer.echo(f"Exported {used} to {target}.")
@@ -150,43 +167,37 @@ def export_command(
 
 @app.command("evaluate")
 def evaluate_command(
-    encoder: Annotated[str, typer.Argument(metavar="ENCODER", help="An export, a run, a checkpoint, or a model's name.")],
+    encoder: EncoderArgument,
     data: Annotated[Path, typer.Option(metavar="PATH", help="Folder with the STS sets, or a file of labelled pairs.")],
-    pooling: Annotated[str, typer.Option(metavar="WAY", help="auto, cls or mean; auto: as the model's files say, else cls.")] = "auto",
+    pooling: PoolingOption = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
 ) -> None:
     """Score an encoder: Spearman x 100 on STS tables or your own pairs."""
-    from simcse_train.evaluation import as_json, evaluate, table
+    _quiet()
+    from simcse_train.evaluation.sts import as_json, evaluate, table
+    from simcse_train.export.folder import load_saved_encoder
 
-    rows = evaluate(_load(encoder, pooling), data, show_progress=sys.stderr.isatty())
+    rows = evaluate(load_saved_encoder(encoder, pooling=pooling), data, show_progress=sys.stderr.isatty())
     typer.echo(as_json(rows) if json else table(rows))
 
 
 @app.command("encode")
 def encode_command(
-    encoder: Annotated[str, typer.Argument(metavar="ENCODER", help="An export, a run, a checkpoint, or a model's name.")],
-    source: Annotated[str, typer.Argument(metavar="INPUT", help="Text file, one sentence a line, or - for standard input.")],
+    encoder: EncoderArgument,
+    source: Annotated[
+        str, typer.Argument(metavar="INPUT", help="Text file, one sentence a line, or - for standard input.")
+    ],
     target: Annotated[Path, typer.Argument(metavar="OUTPUT.npy")],
     normalize: Annotated[bool, typer.Option(help="Scale every row to length 1.")] = True,
-    pooling: Annotated[str, typer.Option(metavar="WAY", help="auto, cls or mean; auto: as the model's files say, else cls.")] = "auto",
+    pooling: PoolingOption = "auto",
 ) -> None:
     """Write one float32 row per input line."""
-    from simcse_train.encoder import encode_file
+    _quiet()
+    from simcse_train.export.folder import load_saved_encoder
+    from simcse_train.search.encode import encode_file
 
-    rows, width = encode_file(_load(encoder, pooling), source, target, normalized=normalize)
+    rows, width = encode_file(load_saved_encoder(encoder, pooling=pooling), source, target, normalized=normalize)
     typer.echo(f"Wrote {rows:,} rows of {width} to {target}.")
-
-
-def _load(name_or_path: str, pooling: str) -> Any:
-    """Return the encoder that a user means: the export of a finished run, the newest checkpoint of one that was stopped."""
-    from simcse_train.checkpoint import checkpoints, find_checkpoint
-    from simcse_train.loading import load_encoder
-
-    path = Path(name_or_path)
-    if checkpoints(path) and not (path / "encoder").exists():
-        path = find_checkpoint(path)[0]
-        return load_encoder(path, pooling=pooling)
-    return load_encoder(name_or_path, pooling=pooling)
 
 
 class _Screen(logging.Handler):
@@ -198,8 +209,16 @@ class _Screen(logging.Handler):
         tqdm.write(self.format(record), file=sys.stderr)
 
 
+def _quiet() -> None:
+    """Silence the messages and progress bars of transformers; only the command line may, not the library."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
 def main() -> NoReturn:
-    """Run the command line and leave with the status that the README lists."""
+    """Run the command line and exit with the status that the README lists."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     logger = logging.getLogger("simcse_train")
     logger.setLevel(logging.INFO)
@@ -207,22 +226,20 @@ def main() -> NoReturn:
     try:
         sys.exit(app(standalone_mode=False) or DONE)
     except (typer.Abort, KeyboardInterrupt):
-        _leave("Stopped.", SIGNALLED + signal.SIGINT)
+        _exit("Stopped.", SIGNALLED + signal.SIGINT)
     except InputError as error:
-        _leave(str(error), WRONG_INPUT)
+        _exit(str(error), WRONG_INPUT)
+    except Stopped as error:
+        _exit(str(error), SIGNALLED + error.signal_number)
+    except (SaveError, TrainingError) as error:
+        _exit(str(error), FAILED)
     except Exception as error:
         if hasattr(error, "format_message"):  # a usage error of click, which typer has under several names
-            _leave(f"{error.format_message().rstrip('.')}. The options are listed by simcse-train --help.", WRONG_INPUT)
-        from simcse_train.training import Stopped, TrainingError
-        from simcse_train.writing import SaveError
-
-        if isinstance(error, Stopped):
-            _leave(str(error), SIGNALLED + error.signal_number)
-        if isinstance(error, SaveError | TrainingError):
-            _leave(str(error), FAILED)
+            message = error.format_message().rstrip(".")
+            _exit(f"{message}. The options are listed by simcse-train --help.", WRONG_INPUT)
         raise
 
 
-def _leave(message: str, status: int) -> NoReturn:
+def _exit(message: str, status: int) -> NoReturn:
     typer.echo(message, err=True)
     sys.exit(status)

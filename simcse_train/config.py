@@ -1,7 +1,7 @@
-"""One typed, validated description of a run.
+"""The settings of a run, each declared once.
 
-A `TrainConfig` is what the command line, a YAML file and Python all become before anything is read or computed. The defaults are
-those of the paper for unsupervised BERT (Gao, Yao & Chen 2021, appendix A).
+`TrainConfig` holds type, default, help text and group of every setting. The command line is made from it, and so are the
+keys of a YAML file. The defaults are those of the paper for unsupervised BERT (Gao, Yao & Chen 2021, appendix A).
 """
 
 from __future__ import annotations
@@ -9,23 +9,33 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+
+from simcse_train.errors import InputError
 
 STARTER = "starter"
 
+TEXT, ENCODER, OBJECTIVE = "Text", "Encoder", "Objective"
+OPTIMISATION, EVALUATION, SAVING = "Optimisation", "Evaluation", "Saving"
 
-class InputError(Exception):
-    """What the user gave can't be used; the message is one paragraph that names it and the way out."""
+
+def _setting(
+    group: str, help_text: str, metavar: str = "", *, auto: str = "", default: Any = None, **limits: Any
+) -> Any:
+    """Declare a setting: its group and help on the command line; `auto` says in words what a default of None or auto is."""
+    extra: dict[str, Any] = {"group": group, "metavar": metavar, "auto": auto}
+    return Field(default=default, description=help_text, json_schema_extra=extra, **limits)
 
 
 def _as_list(value: object) -> object:
     return [value] if isinstance(value, str | Path) else value
 
 
-Texts = Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)]
+Paths = Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)]
 Unit = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
@@ -36,33 +46,69 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
 
-    data: Texts
-    text_column: str | None = None
-    model: str = STARTER
-    output: str | None = None
-    epochs: Count = 1
-    max_steps: Count | None = None
-    batch_size: Annotated[int, Field(ge=2)] = 64
-    micro_batch_size: Count | None = None
-    learning_rate: Positive = 3e-5
-    warmup_ratio: Unit = 0.0
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    max_length: Annotated[int, Field(ge=3)] = 32
-    temperature: Positive = 0.05
-    dropout: Unit | None = None
-    pooling: Literal["auto", "cls", "mean"] = "auto"
-    objective: Literal["ntxent", "infonce"] = "ntxent"
-    max_grad_norm: Positive = 1.0
-    projection: Literal["auto", "on", "off"] = "auto"
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    eval: str | None = None
-    eval_every: Count = 250
-    save_every: Count = 500
-    save_minutes: Positive | None = None
-    keep: Count = 2
-    log_every: Count = 10
+    data: Paths = _setting(
+        TEXT, "Text to learn from: file, folder, glob, or - for standard input.", "PATH", default=...
+    )
+    text_column: str | None = _setting(
+        TEXT, "Column of csv, tsv, jsonl or parquet.", "NAME", auto="the only one with text"
+    )
+    max_length: Annotated[int, Field(ge=3)] = _setting(TEXT, "Tokens after which a sentence is cut.", "N", default=32)
+
+    model: str = _setting(
+        ENCODER,
+        "Hugging Face encoder, a name or a folder.",
+        "NAME_OR_PATH",
+        auto="the bundled starter",
+        default=STARTER,
+    )
+    pooling: Literal["auto", "cls", "mean"] = _setting(
+        ENCODER, "Token states to one embedding.", auto="auto, what the model's files say, else cls", default="auto"
+    )
+    projection: Literal["auto", "on", "off"] = _setting(
+        ENCODER, "Linear layer and tanh on top, in training only.", auto="auto, on for cls", default="auto"
+    )
+    dropout: Unit | None = _setting(ENCODER, "Dropout of hidden states and attention.", "P", auto="the model's own")
+
+    objective: Literal["ntxent", "infonce"] = _setting(
+        OBJECTIVE, "Loss; infonce is the paper's equation.", default="ntxent"
+    )
+    temperature: Positive = _setting(OBJECTIVE, "Divides the cosines.", "X", default=0.05)
+
+    epochs: Count = _setting(OPTIMISATION, "Passes through the text.", "N", default=1)
+    max_steps: Count | None = _setting(OPTIMISATION, "Stop after this many steps, whatever --epochs says.", "N")
+    batch_size: Annotated[int, Field(ge=2)] = _setting(OPTIMISATION, "Sentences in a batch.", "N", default=64)
+    micro_batch_size: Count | None = _setting(
+        OPTIMISATION,
+        "Sentences in memory at once; the gradient stays that of the batch.",
+        "N",
+        auto="the whole batch",
+    )
+    learning_rate: Positive = _setting(OPTIMISATION, "Peak; falls linearly to 0.", "X", default=3e-5)
+    warmup_ratio: Unit = _setting(OPTIMISATION, "Share of the steps with a rising rate.", "X", default=0.0)
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = _setting(
+        OPTIMISATION, "Decoupled, of matrices only.", "X", default=0.0
+    )
+    max_grad_norm: Positive = _setting(OPTIMISATION, "Gradients are clipped to this norm.", "X", default=1.0)
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = _setting(
+        OPTIMISATION, "Decides order, dropout and head.", "N", default=42
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = _setting(
+        OPTIMISATION, "Arithmetic of the encoder.", auto="auto, the device's fastest", default="auto"
+    )
+    device: Literal["auto", "cpu", "cuda", "mps"] = _setting(
+        OPTIMISATION, "Where to train.", auto="auto, a GPU if there is one", default="auto"
+    )
+
+    eval: str | None = _setting(
+        EVALUATION, "Labelled pairs to score while training; the best checkpoint is kept.", "PATH"
+    )
+    eval_every: Count = _setting(EVALUATION, "Steps between measurements.", "N", default=250)
+
+    output: str | None = _setting(SAVING, "Run folder.", "DIR", auto="runs/<model>-<date>-<time>")
+    save_every: Count = _setting(SAVING, "Steps between checkpoints.", "N", default=500)
+    save_minutes: Positive | None = _setting(SAVING, "Minutes between checkpoints, in addition to --save-every.", "M")
+    keep: Count = _setting(SAVING, "Newest checkpoints to keep, in addition to the best.", "N", default=2)
+    log_every: Count = _setting(SAVING, "Steps between lines of metrics.jsonl.", "N", default=10)
 
 
 def option(field: str) -> str:
@@ -70,8 +116,14 @@ def option(field: str) -> str:
     return "--" + field.replace("_", "-")
 
 
+def choices(field: FieldInfo) -> tuple[str, ...]:
+    """Return the values that a setting may have, or nothing where any value of its type will do."""
+    arguments = get_args(field.annotation)
+    return arguments if arguments and all(isinstance(argument, str) for argument in arguments) else ()
+
+
 def _explain(error: ValidationError) -> str:
-    """Say in one sentence what pydantic found wrong first."""
+    """Return one sentence on the first fault that pydantic found."""
     found = error.errors()[0]
     field = str(found["loc"][0]) if found["loc"] else "settings"
     if found["type"] == "extra_forbidden":
@@ -95,9 +147,9 @@ def make_config(settings: Mapping[str, Any], source: str | None = None) -> Train
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """Read the settings of a YAML file, checking the names but not yet whether they are complete.
+    """Read the settings of a YAML file; their names are checked, not yet whether they are complete.
 
-    Raises `InputError` if the file can't be read, is no mapping, or holds a key that no setting has.
+    Raises `InputError` if the file cannot be read, is not a mapping, or has a key that is no setting.
     """
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -106,13 +158,15 @@ def read_settings(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"--config {path} is not valid YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(settings, dict):
-        raise InputError(f"--config {path} must hold settings, one 'name: value' a line.")
+        raise InputError(f"--config {path} must hold settings, one 'name: value' per line.")
     make_config({"data": "-", **settings}, source=f"--config {path}")
     return settings
 
 
 def config_yaml(config: TrainConfig) -> str:
-    """Return the settings as YAML, `output` left out so that repeating a run makes a folder of its own."""
+    """Return the settings as YAML, without `output`, so that repeating a run makes a new folder."""
     settings = config.model_dump(exclude={"output"})
     head = "# Every setting of this run. To repeat it: simcse-train --config THIS_FILE\n"
-    return head + yaml.safe_dump(settings, sort_keys=False)  # escaped: YAML folds U+0085 and its like
+    return head + yaml.safe_dump(
+        settings, sort_keys=False
+    )  # ASCII with escapes: YAML folds U+0085 and similar characters

@@ -22,7 +22,17 @@ WORDS = "a the man woman dog cat plays sings guitar runs in park on hill red blu
 def write_vocabulary(folder: Path) -> Path:
     """Write a WordPiece vocabulary of whole words and single letters; return the file."""
     letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
-    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *("##" + x for x in letters), *WORDS.split(), *"0123456789"]
+    pieces = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *letters,
+        *("##" + x for x in letters),
+        *WORDS.split(),
+        *"0123456789",
+    ]
     path = folder / "vocab.txt"
     path.write_text("".join(piece + "\n" for piece in dict.fromkeys(pieces)), encoding="utf-8")
     return path

@@ -80,19 +80,33 @@ def test_each_kind_of_wrong_input_is_refused_with_what_and_where(
     assert "not a run" in refused(capsys, "--resume", tmp_path)
     assert "--seed" in with_text("--seed", "many")
     assert "No such option" in with_text("--temprature", "0.1")
-    assert "--precision fp16 needs a CUDA card" in with_text("--output", tmp_path / "x", "--precision", "fp16", "--device", "cpu")
+    assert "--precision fp16 needs a CUDA GPU" in with_text(
+        "--output", tmp_path / "x", "--precision", "fp16", "--device", "cpu"
+    )
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_unreadable_text_is_refused(capsys: pytest.CaptureFixture[str], model: Path, tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text("one\ntwo\n")
     (tmp_path / "x.txt").chmod(0)
-    assert "Permission denied" in refused(capsys, "--data", tmp_path / "x.txt", "--model", model, "--output", tmp_path / "out")
+    assert "Permission denied" in refused(
+        capsys, "--data", tmp_path / "x.txt", "--model", model, "--output", tmp_path / "out"
+    )
 
 
 def test_an_unknown_model_is_refused_at_once_without_a_network(tmp_path: Path, text: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "simcse_train", "--data", str(text), "--model", "nobody/no-such-model", "--output", str(tmp_path / "out")],
+        [
+            sys.executable,
+            "-m",
+            "simcse_train",
+            "--data",
+            str(text),
+            "--model",
+            "nobody/no-such-model",
+            "--output",
+            str(tmp_path / "out"),
+        ],
         env={**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0"},
         capture_output=True,
         text=True,
@@ -122,7 +136,9 @@ def test_every_setting_has_an_option_and_every_option_a_help() -> None:
     assert all(getattr(p, "help", None) for p in parameters.values())
 
 
-def test_the_whole_life_of_an_encoder(capsys: pytest.CaptureFixture[str], model: Path, text: Path, tmp_path: Path) -> None:
+def test_the_whole_life_of_an_encoder(
+    capsys: pytest.CaptureFixture[str], model: Path, text: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "run"
     pairs = EXAMPLES / "pairs.tsv"
     common = ("--batch-size", 8, "--save-every", 4)
@@ -177,15 +193,29 @@ def test_a_signal_saves_and_the_resumed_run_ends_with_the_same_bits(
         assert process.stderr is not None
         said = process.stderr.read()
     assert process.returncode == 128 + number
-    assert said.strip().endswith(f"To go on: simcse-train --resume {tmp_path / 'stopped'}")
-    subprocess.run([sys.executable, "-m", "simcse_train", "--resume", str(tmp_path / "stopped")], check=True, capture_output=True)
+    assert said.strip().endswith(f"To continue: simcse-train --resume {tmp_path / 'stopped'}")
+    subprocess.run(
+        [sys.executable, "-m", "simcse_train", "--resume", str(tmp_path / "stopped")], check=True, capture_output=True
+    )
     weights = [load_file(folder / "encoder" / "model.safetensors") for folder in (whole, tmp_path / "stopped")]
     assert all(weights[0][key].equal(weights[1][key]) for key in weights[0])
 
 
 def test_standard_input_is_learned_from_and_kept_for_resuming(text: Path, model: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "simcse_train", "--data", "-", "--model", str(model), "--output", str(tmp_path / "run")]
+    command = [
+        sys.executable,
+        "-m",
+        "simcse_train",
+        "--data",
+        "-",
+        "--model",
+        str(model),
+        "--output",
+        str(tmp_path / "run"),
+    ]
     with text.open("rb") as stream:
-        subprocess.run([*command, "--batch-size", "8", "--max-steps", "2"], stdin=stream, check=True, capture_output=True)
+        subprocess.run(
+            [*command, "--batch-size", "8", "--max-steps", "2"], stdin=stream, check=True, capture_output=True
+        )
     assert (tmp_path / "run" / "stdin.txt").read_bytes() == text.read_bytes()
     assert run("--resume", tmp_path / "run", "--max-steps", 3) == 0

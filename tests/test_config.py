@@ -7,7 +7,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simcse_train.config import InputError, TrainConfig, config_yaml, make_config, read_settings
+from simcse_train.config import TrainConfig, config_yaml, make_config, read_settings
+from simcse_train.errors import InputError
 from tests.conftest import CONFIGS
 
 
@@ -49,7 +50,10 @@ def test_a_setting_out_of_range_is_named_with_what_is_allowed(settings: dict[str
 @pytest.mark.parametrize(("key", "near"), [("temprature", "temperature"), ("batch-size", "batch_size"), ("lr", None)])
 def test_an_unknown_key_suggests_the_nearest(tmp_path: Path, key: str, near: str | None) -> None:
     (tmp_path / "c.yaml").write_text(f"{key}: 1\n")
-    with pytest.raises(InputError, match=f"c.yaml.*no setting '{key}'. " + (f"Did you mean '{near}'" if near else "The settings are data")):
+    with pytest.raises(
+        InputError,
+        match=f"c.yaml.*no setting '{key}'. " + (f"Did you mean '{near}'" if near else "The settings are data"),
+    ):
         read_settings(tmp_path / "c.yaml")
 
 

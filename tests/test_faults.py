@@ -17,15 +17,18 @@ from typing import Any
 import pytest
 
 from scripts.torture import SAVING, live, processes, torture
-from simcse_train import training
-from simcse_train.batches import two_views
-from simcse_train.checkpoint import checkpoints, damage, find_checkpoint
-from simcse_train.config import InputError
-from simcse_train.corpus import cache_folder, open_corpus
-from simcse_train.loading import load_encoder
-from simcse_train.training import Stopped, TrainingError, resume, train
-from simcse_train.writing import SaveError, sweep, write_whole
-from tests.test_training import bits, interrupted_at, settings
+from simcse_train.data import batches as batches_module
+from simcse_train.data.batches import two_views
+from simcse_train.data.cache import cache_folder
+from simcse_train.data.corpus import open_corpus
+from simcse_train.encoders.loading import load_encoder
+from simcse_train.errors import InputError, SaveError, Stopped, TrainingError
+from simcse_train.runs.atomic import remove_leftovers, write_folder
+from simcse_train.runs.checkpoint import find_checkpoint
+from simcse_train.runs.folder import checkpoints
+from simcse_train.runs.manifest import damage
+from simcse_train.training.start import resume, train
+from tests.training.test_loop import bits, interrupted_at, settings
 
 STEPS = 40
 
@@ -70,7 +73,20 @@ class Life:
 
 def options(text: Path, tiny: Path, run: Path, *more: object) -> list[object]:
     """Return the command line of the run that `whole` is."""
-    files = ["--data", text, "--model", tiny, "--output", run, "--max-steps", STEPS, "--save-every", 5, "--eval-every", 6]
+    files = [
+        "--data",
+        text,
+        "--model",
+        tiny,
+        "--output",
+        run,
+        "--max-steps",
+        STEPS,
+        "--save-every",
+        5,
+        "--eval-every",
+        6,
+    ]
     return [*files, "--batch-size", 8, "--max-length", 16, "--learning-rate", 1e-3, "--log-every", 1, *more]
 
 
@@ -112,7 +128,7 @@ def test_a_full_disk_ends_the_run_and_what_was_saved_goes_on_to_the_same_bits(
     assert len(checkpoints(run)) >= 2
     assert all(damage(path) is None for path in checkpoints(run))
     assert not left_over(run)
-    with pytest.raises(InputError, match="MiB for it"):  # space is checked before it goes on, too
+    with pytest.raises(InputError, match="MiB free for it"):  # space is checked before it goes on, too
         resume(run, {})
     filler.unlink()
     assert bits(resume(run, {}).folder / "encoder") == bits(whole / "encoder")
@@ -123,7 +139,9 @@ def test_a_full_disk_at_the_export_ends_the_run_and_leaves_the_checkpoints(
 ) -> None:
     run = small_disk / "x"
     with monkeypatch.context() as patch:
-        patch.setattr(training, "choose_checkpoint", lambda *args: (fill(small_disk, 50_000), find_checkpoint(run)[0])[1])
+        patch.setattr(
+            training, "choose_checkpoint", lambda *args: (fill(small_disk, 50_000), find_checkpoint(run)[0])[1]
+        )
         with pytest.raises(SaveError, match="encoder can't be written: .*No space left.*intact"):
             train(settings(text, tiny, run, max_steps=STEPS))
     assert not (run / "encoder").exists()
@@ -132,7 +150,9 @@ def test_a_full_disk_at_the_export_ends_the_run_and_leaves_the_checkpoints(
     assert bits(resume(run, {}).folder / "encoder") == bits(whole / "encoder")
 
 
-def test_permission_lost_in_mid_run_ends_it_and_it_goes_on_when_it_is_back(whole: Path, text: Path, tiny: Path, tmp_path: Path) -> None:
+def test_permission_lost_in_mid_run_ends_it_and_it_goes_on_when_it_is_back(
+    whole: Path, text: Path, tiny: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     root = os.geteuid() == 0  # whom no permission stops, but a read-only mount does
     life = Life(tmp_path, options(text, tiny, run), slow=0.001)
@@ -149,7 +169,10 @@ def test_permission_lost_in_mid_run_ends_it_and_it_goes_on_when_it_is_back(whole
     life.send(signal.SIGCONT)
     try:
         assert life.ends() == 1
-        assert f"can't be {'written: Read-only file system' if root else 'written: Permission denied'}" in life.last_paragraph()
+        assert (
+            f"can't be {'written: Read-only file system' if root else 'written: Permission denied'}"
+            in life.last_paragraph()
+        )
         assert all(damage(path) is None for path in checkpoints(run))
     finally:
         if root:
@@ -160,7 +183,9 @@ def test_permission_lost_in_mid_run_ends_it_and_it_goes_on_when_it_is_back(whole
     assert not left_over(run)
 
 
-def test_a_run_folder_that_is_removed_ends_the_run_and_does_not_come_back(text: Path, tiny: Path, tmp_path: Path) -> None:
+def test_a_run_folder_that_is_removed_ends_the_run_and_does_not_come_back(
+    text: Path, tiny: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     life = Life(tmp_path, options(text, tiny, run), slow=0.001)
     life.until(lambda: checkpoints(run))
@@ -183,7 +208,7 @@ def at_step(monkeypatch: pytest.MonkeyPatch, step: int, happens: Callable[[], ob
             happens()
         return two_views(*args)
 
-    monkeypatch.setattr(training, "two_views", counted)
+    monkeypatch.setattr(batches_module, "two_views", counted)
 
 
 def test_text_and_cache_deleted_in_mid_run_do_not_disturb_it(
@@ -203,7 +228,12 @@ def test_text_and_cache_deleted_in_mid_run_do_not_disturb_it(
 
 
 def test_a_run_goes_on_without_its_text_from_the_tokenised_copy_and_says_so(
-    whole: Path, text: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    whole: Path,
+    text: Path,
+    tiny: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     own = Path(shutil.copy(text, tmp_path / "own.txt"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -222,23 +252,27 @@ def test_a_run_goes_on_without_its_text_from_the_tokenised_copy_and_says_so(
     away.unlink()
     assert bits(resume(tmp_path / "run", {}).folder / "encoder") == bits(whole / "encoder")
     assert (
-        f"away.txt: there is no such file. Check the path. Going on with the tokenised copy of the text in {cache_folder()}" in caplog.text
+        f"away.txt: there is no such file. Check the path. Continuing with the tokenised copy of the text in {cache_folder()}"
+        in caplog.text
     )
 
 
-def test_text_that_changes_while_it_is_read_is_refused(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_that_changes_while_it_is_read_is_refused(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "grows.txt"
     path.write_text("one\ntwo\n")
     encoder = load_encoder(tiny)
-    tokenize = encoder.tokenize
+    tokenizer = encoder.tokenizer
+    tokenize = tokenizer.tokenize
 
     def growing(*args: Any) -> Any:
         path.write_text("one\ntwo\nthree\n")
         return tokenize(*args)
 
-    monkeypatch.setattr(encoder, "tokenize", growing)
+    monkeypatch.setattr(tokenizer, "tokenize", growing)
     with pytest.raises(InputError, match="changed while it was read"):
-        open_corpus([str(path)], None, encoder, 16)
+        open_corpus([str(path)], None, tokenizer, 16)
 
 
 def test_what_a_dead_process_left_in_the_cache_is_swept_and_a_live_one_is_let_be(
@@ -259,7 +293,7 @@ def test_what_a_dead_process_left_in_the_cache_is_swept_and_a_live_one_is_let_be
         lives.append(life)
     lives[0].process.kill()
     lives[0].ends()
-    open_corpus([str(text)], None, load_encoder(tiny), 15)
+    open_corpus([str(text)], None, load_encoder(tiny).tokenizer, 15)
     assert len(left_over(cache_folder())) == 1
     lives[1].send(signal.SIGTERM)
     lives[1].send(signal.SIGCONT)
@@ -280,7 +314,9 @@ def test_a_signal_before_training_begins_leaves_nothing(number: signal.Signals, 
     assert not left_over(tmp_path / "cache")
 
 
-def test_a_run_killed_while_its_text_is_tokenised_starts_from_the_beginning(whole: Path, text: Path, tiny: Path, tmp_path: Path) -> None:
+def test_a_run_killed_while_its_text_is_tokenised_starts_from_the_beginning(
+    whole: Path, text: Path, tiny: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     life = Life(tmp_path, options(text, tiny, run), slow=0.02)
     life.until(lambda: (run / "config.yaml").exists())
@@ -295,7 +331,9 @@ def test_a_run_killed_while_its_text_is_tokenised_starts_from_the_beginning(whol
     assert bits(run / "encoder") == bits(whole / "encoder")
 
 
-def test_an_interrupt_at_once_in_a_save_leaves_nothing_half_written(whole: Path, text: Path, tiny: Path, tmp_path: Path) -> None:
+def test_an_interrupt_at_once_in_a_save_leaves_nothing_half_written(
+    whole: Path, text: Path, tiny: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     life = Life(tmp_path, options(text, tiny, run), slow=0.02)
     life.until(lambda: checkpoints(run) and life.phase.value == SAVING and left_over(run))
@@ -324,7 +362,7 @@ def replace_until(folder: str, changes: int) -> None:
             (new / name).write_text("new")
 
     sys.addaudithook(kill)
-    write_whole(Path(folder) / "x", write)
+    write_folder(Path(folder) / "x", write)
 
 
 def test_a_folder_that_is_replaced_is_the_old_or_the_new_one_wherever_the_kill_falls(tmp_path: Path) -> None:
@@ -337,7 +375,7 @@ def test_a_folder_that_is_replaced_is_the_old_or_the_new_one_wherever_the_kill_f
         process = processes.Process(target=replace_until, args=(str(folder), changes))
         process.start()
         process.join()
-        sweep(folder)
+        remove_leftovers(folder)
         assert [p.name for p in folder.iterdir()] == ["x"]
         found.append({(folder / "x" / name).read_text() for name in "ab"})
         if process.exitcode == 0:
@@ -393,10 +431,14 @@ def test_labelled_pairs_may_move_but_not_change(text: Path, tiny: Path, tmp_path
         resume(tmp_path / "run", {"max_steps": 8})
 
 
-def test_an_export_that_lost_its_best_checkpoint_is_a_failure_of_the_run(text: Path, tiny: Path, tmp_path: Path) -> None:
+def test_an_export_that_lost_its_best_checkpoint_is_a_failure_of_the_run(
+    text: Path, tiny: Path, tmp_path: Path
+) -> None:
     pairs = tmp_path / "pairs.tsv"
     pairs.write_text("a man plays\tthe man plays\t5\na cat\tthe hill\t1\na dog runs\tdog in park\t3\n")
-    run = train(settings(text, tiny, tmp_path / "run", max_steps=12, eval=str(pairs), eval_every=2, keep=1, learning_rate=1e-9)).folder
+    run = train(
+        settings(text, tiny, tmp_path / "run", max_steps=12, eval=str(pairs), eval_every=2, keep=1, learning_rate=1e-9)
+    ).folder
     best = checkpoints(run)[0]
     assert best != checkpoints(run)[-1]
     shutil.rmtree(best)

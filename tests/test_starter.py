@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from simcse_train.config import make_config
-from simcse_train.evaluation import evaluate, read_pairs, similarity_score
-from simcse_train.loading import STARTER_FOLDER, load_encoder
-from simcse_train.training import train
+from simcse_train.data.pairs import read_pairs
+from simcse_train.encoders.loading import STARTER_FOLDER, load_encoder
+from simcse_train.evaluation.sts import evaluate, similarity_score
+from simcse_train.training.start import train
 from tests.conftest import EXAMPLES
 
 
@@ -55,7 +56,11 @@ main()
 def test_minilm_gets_better_in_sixty_steps(seed: int, minilm: Path, shared: Path, tmp_path: Path) -> None:
     pairs = read_pairs(shared / "sts" / "STSBenchmark" / "sts-test.csv")
     text = shared / "corpora" / "wikipedia-en.txt.xz"
-    run = train(make_config({"data": str(text), "model": str(minilm), "output": str(tmp_path / "run"), "max_steps": 60, "seed": seed}))
+    run = train(
+        make_config(
+            {"data": str(text), "model": str(minilm), "output": str(tmp_path / "run"), "max_steps": 60, "seed": seed}
+        )
+    )
     assert similarity_score(load_encoder(minilm), pairs) == pytest.approx(82.03, abs=0.02)
     score = similarity_score(run.encoder, pairs)
     sys.stdout.write(f"seed {seed}: 82.03 -> {score:.2f}\n")

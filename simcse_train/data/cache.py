@@ -1,0 +1,229 @@
+"""The cache of tokenised text.
+
+A text is read once: every line is decoded, trimmed, hashed and tokenised in a stream, and written to an Arrow file in the
+cache. The next run on the same text with the same tokenizer opens that file and reads nothing else. Memory: eight bytes
+a line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from simcse_train.data.files import open_file, read_texts
+from simcse_train.encoders.tokenizer import MAX_CHARACTERS, SentenceTokenizer
+from simcse_train.errors import InputError
+
+# How much is tokenised and written at once: enough to use every core, little enough that long lines do not fill memory.
+CHUNK_SENTENCES = 4096
+CHUNK_CHARACTERS = 4_000_000
+
+SCHEMA = pa.schema({"text": pa.string(), "input_ids": pa.list_(pa.int32())})
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What became of the lines of a text."""
+
+    lines: int
+    empty: int
+    duplicates: int
+    cut: int
+    sentences: int
+
+
+def cache_folder() -> Path:
+    """Return where tokenised text is kept: `simcse-train` in the user's cache folder (XDG_CACHE_HOME)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "simcse-train"
+
+
+def tokenised_folder(fingerprint: str, tokenizer: SentenceTokenizer, max_length: int) -> Path:
+    return cache_folder() / digest([fingerprint, tokenizer.fingerprint(), max_length])[:32]
+
+
+def build(
+    files: list[Path],
+    text_column: str | None,
+    tokenizer: SentenceTokenizer,
+    max_length: int,
+    folder: Path,
+    before: list[tuple[int, int]],
+) -> None:
+    """Write the cache folder of a corpus, all of it or none; `before` is what the files looked like when they were hashed."""
+    partial = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.partial")
+    try:
+        with _claim(partial):
+            hashes, lines, empty, cut = _write_sentences(
+                files, text_column, tokenizer, max_length, partial / "sentences.arrow"
+            )
+            # Of equal sentences the first stays. 64-bit hashes: among 5 million lines the chance of one clash is below 1e-6.
+            rows = _first_of_each(hashes)
+            np.save(partial / "rows.npy", rows)
+            counts = Counts(lines, empty, len(hashes) - len(rows), int(cut[rows].sum()), len(rows))
+            (partial / "counts.json").write_text(json.dumps(asdict(counts)))
+            if [stamp(path) for path in files] != before:
+                raise InputError(
+                    f"--data: {' '.join(map(str, files))} changed while it was read. Run again when it is complete."
+                )
+            for file in partial.iterdir():
+                with file.open("rb") as stream:
+                    os.fsync(stream.fileno())
+            if not folder.is_dir():
+                partial.rename(folder)
+    except OSError as error:
+        if folder.is_dir():  # another run on the same text was faster
+            return
+        raise InputError(
+            f"The tokenised text can't be kept in {folder.parent} ({error.strerror or error}). Free space, or set XDG_CACHE_HOME to "
+            "another folder."
+        ) from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _claim(partial: Path) -> IO[str]:
+    """Make a folder to build in, sweep those of dead processes, and return the open file whose lock says that this one is alive."""
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    with (partial.parent / ".lock").open("w") as guard:
+        fcntl.flock(guard, fcntl.LOCK_EX)
+        _sweep(partial.parent)
+        partial.mkdir()
+        alive = (partial / "lock").open("w")
+        fcntl.flock(alive, fcntl.LOCK_EX)
+    return alive
+
+
+def _sweep(parent: Path) -> None:
+    """Remove what builds left behind whose process is dead: nobody holds their lock."""
+    for partial in parent.glob("*.partial"):
+        with contextlib.suppress(OSError), (partial / "lock").open("w") as in_use:
+            fcntl.flock(in_use, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def stamp(path: Path) -> tuple[int, int]:
+    """Return size and time of change of a file; raises `InputError` if it is gone."""
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise InputError(
+            f"--data {path} can't be read: {error.strerror}. Check the file and its permissions."
+        ) from None
+    return found.st_size, found.st_mtime_ns
+
+
+def _write_sentences(
+    files: list[Path], text_column: str | None, tokenizer: SentenceTokenizer, max_length: int, target: Path
+) -> tuple[NDArray[np.uint64], int, int, NDArray[np.bool_]]:
+    """Tokenise all files into one Arrow file; return a hash and a cut mark per sentence, and the counts of lines and empty ones."""
+    hashes: list[NDArray[np.uint64]] = []
+    cuts: list[NDArray[np.bool_]] = []
+    lines = empty = done = 0
+    special = tokenizer.special_tokens
+    sizes = [stamp(path)[0] for path in files]
+    with (
+        pa.ipc.new_stream(str(target), SCHEMA) as writer,
+        tqdm(total=sum(sizes), desc="tokenise", unit="B", unit_scale=True, leave=False) as bar,
+    ):
+        for path, size in zip(files, sizes, strict=True):
+            with open_file(path) as raw:
+                for found, texts, ids, cut in _tokenised(
+                    _chunks(read_texts(raw, path, text_column)), tokenizer, max_length
+                ):
+                    lines += found
+                    # A text of control characters alone has no token: it is as empty as a blank line.
+                    full = [i for i, row in enumerate(ids) if len(row) > special]
+                    empty += found - len(full)
+                    hashes.append(np.array([_hash(texts[i]) for i in full], dtype=np.uint64))
+                    cuts.append(np.array([cut[i] for i in full], dtype=bool))
+                    columns = [[texts[i][:MAX_CHARACTERS] for i in full], [ids[i] for i in full]]
+                    writer.write_batch(
+                        pa.record_batch(
+                            [pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], schema=SCHEMA
+                        )
+                    )
+                    bar.update(done + raw.tell() - bar.n)
+                done += size
+    nothing = np.zeros(0)
+    return (
+        np.concatenate([nothing.astype(np.uint64), *hashes]),
+        lines,
+        empty,
+        np.concatenate([nothing.astype(bool), *cuts]),
+    )
+
+
+def _tokenised(
+    chunks: Iterable[list[str]], tokenizer: SentenceTokenizer, max_length: int
+) -> Iterator[tuple[int, list[str], list[list[int]], list[bool]]]:
+    """Yield of each chunk its number of lines, its texts, their token ids and which were cut; a thread works one chunk ahead."""
+
+    def tokenise(chunk: list[str]) -> tuple[int, list[str], list[list[int]], list[bool]]:
+        texts = [text for line in chunk if (text := line.strip())]
+        return len(chunk), texts, *(tokenizer.tokenize_and_mark(texts, max_length) if texts else ([], []))
+
+    with ThreadPoolExecutor(1) as worker:
+        before: Future[tuple[int, list[str], list[list[int]], list[bool]]] | None = None
+        for chunk in chunks:
+            ahead = worker.submit(tokenise, chunk)
+            if before is not None:
+                yield before.result()
+            before = ahead
+        if before is not None:
+            yield before.result()
+
+
+def _first_of_each(hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Return where each distinct hash stands first, in that order, in half the memory that `np.unique` takes."""
+    order = np.argsort(hashes, kind="stable")
+    ordered = hashes[order]
+    is_first = np.ones(len(hashes), dtype=bool)
+    is_first[order[1:]] = ordered[1:] != ordered[:-1]
+    del order, ordered  # 80 MB of 5 million lines, before the result takes 40
+    return np.flatnonzero(is_first)
+
+
+def _chunks(texts: Iterator[str]) -> Iterator[list[str]]:
+    chunk: list[str] = []
+    characters = 0
+    for text in texts:
+        chunk.append(text)
+        characters += len(text)
+        if len(chunk) == CHUNK_SENTENCES or characters > CHUNK_CHARACTERS:
+            yield chunk
+            chunk, characters = [], 0
+    if chunk:
+        yield chunk
+
+
+def file_hash(path: Path) -> str:
+    with open_file(path) as stream:
+        try:
+            return hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
+        except OSError as error:
+            raise InputError(
+                f"--data {path} can't be read: {error.strerror}. Check the file and its permissions."
+            ) from None
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest(), "little")
+
+
+def digest(content: object) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()

@@ -1,0 +1,140 @@
+"""The distinct sentences of a text, tokenised and memory-mapped."""
+
+from __future__ import annotations
+
+import json
+import logging
+import mmap
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset
+from numpy.typing import NDArray
+
+from simcse_train.data.cache import Counts, build, digest, file_hash, stamp, tokenised_folder
+from simcse_train.data.files import find_files, text_format
+from simcse_train.encoders.tokenizer import SentenceTokenizer
+from simcse_train.errors import InputError
+
+CACHE_VERSION = 1
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Distinct sentences, tokenised, on disk."""
+
+    dataset: Dataset
+    input_ids: Dataset  # this column alone
+    mapped: mmap.mmap  # the file behind both
+    rows: NDArray[np.int64]  # (sentences,): where in the data set each distinct sentence stands
+    counts: Counts
+    fingerprint: str  # of the text alone: the same for a moved or renamed file
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def tokens(self, sentences: NDArray[np.int64]) -> list[list[int]]:
+        """Return the token ids of the sentences with these numbers."""
+        return self._read(self.input_ids, sentences)["input_ids"]
+
+    def texts(self, sentences: NDArray[np.int64]) -> list[str]:
+        """Return the sentences with these numbers."""
+        return self._read(self.dataset, sentences)["text"]
+
+    def _read(self, dataset: Dataset, sentences: NDArray[np.int64]) -> dict[str, list[Any]]:
+        found: dict[str, list[Any]] = dataset[self.rows[sentences].tolist()]
+        # What was read stays in the system's cache but not in this process, whose memory would grow to the size of the file.
+        self.mapped.madvise(mmap.MADV_DONTNEED)
+        return found
+
+
+def open_corpus(
+    data: Sequence[str],
+    text_column: str | None,
+    tokenizer: SentenceTokenizer,
+    max_length: int,
+    expected: str | None = None,
+) -> Corpus:
+    """Return the sentences of the files, folders and globs in `data`, each cut at `max_length` tokens.
+
+    Tokenised text is kept in the cache and used again. `expected` is the fingerprint that the text must have. If the files are gone,
+    the tokenised copy of that text will do. Raises `InputError` if a file can't be read, holds no text or another text, or if fewer
+    than two sentences remain.
+    """
+    try:
+        files = find_files(data)
+    except InputError as error:
+        if expected is None:
+            raise
+        folder = tokenised_folder(expected, tokenizer, max_length)
+        if not folder.is_dir():
+            raise InputError(f"{error} If the text was moved, name its new place with --data.") from None
+        logger.warning(f"{error} Continuing with the tokenised copy of the text in {folder}.")
+        return _open(folder, data, expected)
+    before = [stamp(path) for path in files]
+    hashes = [file_hash(path) for path in files]
+    fingerprint = digest(
+        [CACHE_VERSION, [[digest, text_format(path)] for digest, path in zip(hashes, files, strict=True)], text_column]
+    )
+    if expected not in (None, fingerprint):
+        raise InputError(
+            f"--data {' '.join(data)} is not the text that the run was trained on: its content has changed. Put the old text back, or "
+            "start a new run from the encoder with --model."
+        )
+    folder = tokenised_folder(fingerprint, tokenizer, max_length)
+    if not folder.is_dir():
+        build(files, text_column, tokenizer, max_length, folder, before)
+    return _open(folder, data, fingerprint)
+
+
+def _open(folder: Path, data: Sequence[str], fingerprint: str) -> Corpus:
+    """Map the tokenised text in a folder of the cache."""
+    try:
+        counts = Counts(**json.loads((folder / "counts.json").read_text()))
+        with (folder / "sentences.arrow").open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        # Not `Dataset.from_file`, whose map of the file is out of reach; a fingerprint, or it would hash the whole text for one.
+        dataset = Dataset(pa.ipc.open_stream(pa.py_buffer(mapped)).read_all(), fingerprint=fingerprint)
+        rows = np.load(folder / "rows.npy", mmap_mode="r")
+        if len(rows) != counts.sentences or (len(rows) and rows[-1] >= len(dataset)):
+            raise ValueError("it is cut short")
+    except (OSError, ValueError, TypeError, pa.ArrowException) as error:
+        raise InputError(
+            f"The tokenised text in {folder} can't be read ({error}). Delete that folder and run again."
+        ) from None
+    if counts.sentences < 2:
+        found = {0: "no sentence", 1: "a single sentence"}[counts.sentences]
+        raise InputError(
+            f"--data {' '.join(data)} holds {found} ({counts.lines} lines, {counts.empty} empty, {counts.duplicates} duplicates); "
+            "at least two different ones are needed, one a line."
+        )
+    return Corpus(dataset, dataset.select_columns("input_ids"), mapped, rows, counts, fingerprint)
+
+
+def keep_standard_input(folder: Path) -> Path:
+    """Copy standard input into a file of the run folder, so that the run can be resumed; return the file.
+
+    Raises `InputError` if the folder can't hold it.
+    """
+    path = folder / "stdin.txt"
+    partial = folder / ".stdin.txt.partial"
+    try:
+        with partial.open("wb") as stream:
+            shutil.copyfileobj(sys.stdin.buffer, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.rename(path)
+    except OSError as error:
+        raise InputError(
+            f"Standard input can't be kept in {folder}: {error.strerror}. Choose another folder with --output."
+        ) from None
+    return path

@@ -1,0 +1,33 @@
+"""The exceptions of the package; the command line turns each into one paragraph and an exit status."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class InputError(Exception):
+    """A file, a setting or an argument cannot be used; the message names it and says what to do (exit status 2)."""
+
+
+class SaveError(Exception):
+    """A file or folder could not be written; what was there before is unchanged (exit status 1)."""
+
+
+class TrainingError(Exception):
+    """The run failed after it had started; checkpoints that were saved before are intact (exit status 1)."""
+
+
+class Stopped(Exception):
+    """A signal stopped the run after its state was saved (exit status 128 plus the signal's number)."""
+
+    def __init__(self, signal_number: int, run: Path) -> None:
+        super().__init__(f"Stopped. To continue: simcse-train --resume {run}")
+        self.signal_number = signal_number
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal ended the program at once, before training began (exit status 128 plus the signal's number)."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__()
+        self.signal_number = signal_number

@@ -1,0 +1,115 @@
+"""Export: a trained encoder as a folder that other libraries load.
+
+The folder is a sentence-transformers model with the encoder's files at its root, so `SentenceTransformer(path)` and
+`AutoModel.from_pretrained(path)` both load it. It names its pooling and has no head, so nobody can evaluate it wrongly.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+
+from simcse_train.encoders.encoder import Encoder
+from simcse_train.encoders.loading import load_encoder
+from simcse_train.encoders.saving import ENCODER, save_encoder
+from simcse_train.errors import InputError, SaveError
+from simcse_train.export.model_card import model_card
+from simcse_train.runs.atomic import write_folder
+from simcse_train.runs.checkpoint import State, find_checkpoint, is_checkpoint, load_checkpoint_encoder, load_state
+from simcse_train.runs.folder import checkpoint_path, checkpoints, run_of
+from simcse_train.runs.manifest import damage
+
+PROBES = ("A man is playing a guitar.", "The market closed higher on Friday.", "Why?", "一只猫坐在垫子上。", "")
+ATTEMPTS = 5  # a run that is still training may delete the checkpoint that was just chosen
+
+logger = logging.getLogger(__name__)
+
+
+def export(source: Path, target: Path, which: str | None = None) -> Path:
+    """Write the encoder of a run or checkpoint to the new folder `target` and return the checkpoint it came from.
+
+    `which` is best or last; without it, best where labelled pairs were scored, else last. Raises `InputError` if the
+    source is no run or the target is in use, `SaveError` if the folder cannot be written or gives other embeddings when
+    it is loaded again.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise InputError(f"{target} exists already. Choose a new folder for the export, or remove it first.")
+    if which is not None and is_checkpoint(source):
+        raise InputError(f"{source} is one checkpoint; --checkpoint {which} needs the folder of the whole run.")
+    checkpoint, state, encoder = _load(source, which)
+    write_export(encoder, state, run_of(checkpoint), target)
+    return checkpoint
+
+
+def load_saved_encoder(name_or_path: str, *, pooling: str = "auto") -> Encoder:
+    """Load what a user calls an encoder: an export, a model, a finished run, or a run that was stopped or still trains.
+
+    Of a run without an export the newest intact checkpoint is loaded. Raises `InputError` as `load_encoder` does.
+    """
+    path = Path(name_or_path)
+    if not checkpoints(path) or (path / ENCODER).exists():
+        return load_encoder(name_or_path, pooling=pooling)
+    for attempt in range(ATTEMPTS):
+        checkpoint = _newest(path)
+        try:
+            return load_encoder(checkpoint, pooling=pooling)
+        except InputError:
+            if checkpoint.exists() or attempt == ATTEMPTS - 1:
+                raise
+    raise AssertionError("unreachable")
+
+
+def choose_checkpoint(run: Path, newest: Path, which: str | None) -> Path:
+    """Return the best checkpoint of a run where there is one and `which` is not last, else the newest.
+
+    Raises `InputError` if the best was asked for and there is none, or if it is damaged.
+    """
+    best_step = load_state(newest).best_step
+    if which == "last" or (which is None and best_step is None):
+        return newest
+    if best_step is None:
+        raise InputError(f"{run} has no best checkpoint, since it was trained without --eval. Use --checkpoint last.")
+    best = checkpoint_path(run, best_step)
+    if reason := damage(best):
+        raise InputError(f"The best checkpoint {best} can't be used: {reason}. Use --checkpoint last.")
+    return best
+
+
+def write_export(encoder: Encoder, state: State, run: Path, target: Path) -> None:
+    """Write an encoder as a folder of its own, load it again, and compare the embeddings.
+
+    Raises `SaveError` if they differ or the folder cannot be written.
+    """
+    expected = encoder.encode(PROBES)
+    name = run.name if target.parent == run else target.name
+
+    def write(folder: Path) -> None:
+        save_encoder(encoder, folder)
+        (folder / "README.md").write_text(model_card(encoder, state, run, name), encoding="utf-8")
+        if not np.array_equal(load_encoder(folder).encode(PROBES), expected):
+            raise SaveError("the exported encoder gives other embeddings than the trained one; please report this")
+
+    write_folder(target, write)
+
+
+def _load(source: Path, which: str | None) -> tuple[Path, State, Encoder]:
+    for attempt in range(ATTEMPTS):
+        checkpoint = _newest(source)
+        try:
+            if not is_checkpoint(source):
+                checkpoint = choose_checkpoint(source, checkpoint, which)
+            state = load_state(checkpoint)
+            return checkpoint, state, load_checkpoint_encoder(checkpoint, state.config())
+        except InputError:
+            if checkpoint.exists() or attempt == ATTEMPTS - 1:
+                raise
+    raise AssertionError("unreachable")
+
+
+def _newest(source: Path) -> Path:
+    checkpoint, skipped = find_checkpoint(source)
+    for line in skipped:
+        logger.warning(line)
+    return checkpoint

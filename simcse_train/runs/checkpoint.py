@@ -1,0 +1,239 @@
+"""Checkpoints: the state of a training run on disk.
+
+`checkpoints/step-00000500/` holds the encoder as transformers saves it, the head, the optimiser's moments, the objective's
+own state, `state.json`, and a manifest with the size and SHA-256 of every file. It is written atomically (see `atomic`).
+Nothing is pickled, so a checkpoint from a stranger cannot run code.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from simcse_train.config import TrainConfig, make_config
+from simcse_train.encoders.encoder import Encoder
+from simcse_train.encoders.head import projection_head
+from simcse_train.encoders.loading import load_encoder
+from simcse_train.encoders.saving import save_encoder
+from simcse_train.errors import InputError, SaveError
+from simcse_train.runs.atomic import PARTIAL, write_folder
+from simcse_train.runs.folder import CHECKPOINTS, CONFIG, ENCODER, checkpoint_path, checkpoints, run_of
+from simcse_train.runs.manifest import MANIFEST, damage, write_manifest
+
+HEAD, OPTIMIZER, OBJECTIVE, STATE = "head.safetensors", "optimizer.safetensors", "objective.safetensors", "state.json"
+
+
+@dataclass(frozen=True)
+class State:
+    """What, besides the weights and the optimiser's moments, decides how a run continues.
+
+    The order of the data, the learning rate and the dropout noise of a step are functions of the settings and the step
+    alone, so there is no generator to save.
+    """
+
+    step: int
+    best_step: int | None
+    best_score: float | None
+    corpus: str  # fingerprint of the text
+    sentences: int  # trained on
+    steps: int  # of the whole run
+    settings: dict[str, Any]
+    base_model: str
+    scaler: dict[str, Any] | None  # of the gradients, with fp16
+    versions: dict[str, str]
+    pairs: str | None = None  # fingerprint of the labelled pairs
+
+    def config(self) -> TrainConfig:
+        """Return the settings of the run; raises `InputError` if this version of the program does not know one of them."""
+        return make_config(self.settings, source="The checkpoint's settings")
+
+
+def save_checkpoint(
+    run: Path, state: State, encoder: Encoder, optimizer: Optimizer, objective: dict[str, Tensor]
+) -> Path:
+    """Write the checkpoint of a step and verify it; `objective` holds the objective's own tensors.
+
+    Raises `SaveError` if that fails, with nothing half-written left.
+    """
+
+    def write(folder: Path) -> None:
+        save_encoder(encoder, folder / ENCODER)
+        if encoder.head is not None:
+            save_file(_contiguous(encoder.head.state_dict()), folder / HEAD)
+        save_file(optimizer_tensors(encoder, optimizer), folder / OPTIMIZER)
+        if objective:
+            save_file(_contiguous(objective), folder / OBJECTIVE)
+        (folder / STATE).write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
+        write_manifest(folder)
+
+    if not run.is_dir():
+        raise SaveError(f"The run folder {run} no longer exists. Start again: simcse-train --data TEXT --output {run}.")
+    path = checkpoint_path(run, state.step)
+    if damage(path) is None and _is_of(path, state):
+        return path  # a run that was resumed from an older checkpoint has reached this step before
+    write_folder(path, write)
+    if reason := damage(path):
+        raise SaveError(f"The checkpoint {path} was written but does not read back: {reason}. Check the disk.")
+    return path
+
+
+def _is_of(checkpoint: Path, state: State) -> bool:
+    """Return whether an intact checkpoint was saved in the given state."""
+    try:
+        return load_state(checkpoint) == state
+    except InputError:  # saved by another version of the program
+        return False
+
+
+def find_checkpoint(path: Path) -> tuple[Path, list[str]]:
+    """Return the newest intact checkpoint of a run, or the checkpoint given, with a line for each that was skipped.
+
+    Raises `InputError` if there is none.
+    """
+    if not path.exists():
+        raise InputError(
+            f"{path}: there is no such folder. Give the folder of a run, such as runs/NAME, or one of its checkpoints."
+        )
+    if is_checkpoint(path):
+        if reason := damage(path):
+            raise InputError(f"The checkpoint {path} can't be used: {reason}. Give the run folder to use an older one.")
+        return path, []
+    skipped: list[str] = []
+    for candidate in reversed(checkpoints(path)):
+        reason = damage(candidate)
+        if reason is None:
+            return candidate, [f"{line} Using {candidate}." for line in skipped]
+        if candidate.exists():  # else a run that is still training has just removed it
+            skipped.append(f"Skipped {candidate}: {reason}.")
+    if skipped:
+        raise InputError(f"{path} has no intact checkpoint. {' '.join(skipped)} Start the run again in another folder.")
+    if (path / ENCODER).exists():
+        raise InputError(
+            f"{path} is finished and its checkpoints were removed. Start a new run from its encoder: --model {path / ENCODER}."
+        )
+    if (path / CONFIG).exists():
+        raise InputError(
+            f"{path} was stopped before its first checkpoint. Start it again: simcse-train --resume {path}"
+        )
+    raise InputError(
+        f"{path} is not a run: it has no checkpoints folder. Give the folder that simcse-train wrote, such as runs/NAME."
+    )
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Return whether a folder is meant as one checkpoint, not as a run."""
+    return (path / MANIFEST).exists() or path.name.startswith("step-")
+
+
+def run_to_resume(path: Path) -> Path:
+    """Return the run folder that a path to it or to one of its checkpoints names; raises `InputError` if there is none."""
+    if not path.exists() or not (is_checkpoint(path) or (path / CONFIG).exists()):
+        find_checkpoint(path)  # raises, unless only config.yaml is missing
+    if not is_checkpoint(path):
+        return path
+    if path.absolute().parent.name != CHECKPOINTS:
+        raise InputError(
+            f"{path} is not inside a run: its folder should be RUN/{CHECKPOINTS}. Move it back, or export it."
+        )
+    return run_of(path)
+
+
+def load_state(checkpoint: Path) -> State:
+    """Read `state.json`; raises `InputError` if this version of the program cannot use it."""
+    try:
+        return TypeAdapter(State).validate_json((checkpoint / STATE).read_bytes())
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"{checkpoint / STATE} was not written by this version of simcse-train ({reason}).") from None
+
+
+def load_checkpoint_encoder(checkpoint: Path, config: TrainConfig) -> Encoder:
+    """Return the encoder of a checkpoint with its head, as it was trained."""
+    encoder = load_encoder(checkpoint / ENCODER, pooling=config.pooling, dropout=config.dropout)
+    head_file = checkpoint / HEAD
+    if head_file.exists():
+        encoder.head = projection_head(encoder.hidden_size, seed=config.seed)
+        try:
+            encoder.head.load_state_dict(load_file(head_file))
+        except (OSError, RuntimeError, SafetensorError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise InputError(f"{head_file} is not the head of this encoder ({reason}).") from None
+    return encoder
+
+
+def load_objective_state(checkpoint: Path) -> dict[str, Tensor]:
+    """Return the tensors that the objective saved, empty where it has no state."""
+    return _load_tensors(checkpoint / OBJECTIVE) if (checkpoint / OBJECTIVE).exists() else {}
+
+
+def optimizer_tensors(encoder: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
+    """Return the optimiser's state as tensors named after the parameters."""
+    names: dict[Tensor, str] = {parameter: name for name, parameter in encoder.named_parameters()}
+    return _contiguous(
+        {
+            f"{names[parameter]}/{key}": torch.as_tensor(value)
+            for parameter, values in optimizer.state.items()
+            for key, value in values.items()
+        }
+    )
+
+
+def load_optimizer(checkpoint: Path, encoder: nn.Module, optimizer: Optimizer) -> None:
+    """Restore the saved state of a new optimiser over the encoder's parameters; raises `InputError` if they differ."""
+    path = checkpoint / OPTIMIZER
+    parameters = dict(encoder.named_parameters())
+    for key, value in _load_tensors(path).items():
+        name, field = key.rsplit("/", 1)
+        if name not in parameters:
+            raise InputError(f"{path} holds {name!r}, which the encoder does not have.")
+        parameter = parameters[name]
+        if value.shape not in (parameter.shape, torch.Size([])):
+            raise InputError(f"{path}: {key!r} has the shape {list(value.shape)}, not that of the encoder's parameter.")
+        # The fused optimiser needs its count of steps on the parameter's device too.
+        optimizer.state[parameter][field] = value.to(parameter.device)
+
+
+def prune(run: Path, keep: int, step: int, best_step: int | None) -> None:
+    """Delete what is no longer kept after the checkpoint of `step` was saved; the best checkpoint always stays.
+
+    Of the checkpoints up to `step`, the newest `keep` stay. Checkpoints after the resumed step belong to the abandoned
+    run and are deleted. Raises `SaveError` if one cannot be deleted.
+    """
+    newest = checkpoint_path(run, step)
+    spared = {newest} if best_step is None else {newest, checkpoint_path(run, best_step)}
+    later = [path for path in checkpoints(run) if path.name > newest.name]
+    earlier = [path for path in checkpoints(run) if path.name <= newest.name]
+    for path in [*reversed(later), *earlier[:-keep]]:
+        if path in spared:
+            continue
+        # Renamed first: a deletion that is interrupted must not leave what looks like a damaged checkpoint.
+        removed = path.with_name(f".{path.name}{PARTIAL}")
+        shutil.rmtree(removed, ignore_errors=True)
+        try:
+            path.rename(removed)
+        except OSError as error:
+            raise SaveError(
+                f"The old checkpoint {path} can't be removed: {error.strerror}. {newest} is saved and intact."
+            ) from None
+        shutil.rmtree(removed, ignore_errors=True)
+
+
+def _load_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path} can't be read ({error}).") from None
+
+
+def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}

@@ -1,0 +1,145 @@
+"""A run folder: the names inside it, its creation, and its lock."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+
+from simcse_train.config import TrainConfig
+from simcse_train.encoders.saving import ENCODER
+from simcse_train.errors import InputError
+from simcse_train.runs.atomic import PARTIAL, remove_leftovers
+
+CONFIG = "config.yaml"
+METRICS = "metrics.jsonl"
+CHECKPOINTS = "checkpoints"
+STANDARD_INPUT = "stdin.txt"
+LOCK = ".lock"
+
+__all__ = ["CHECKPOINTS", "CONFIG", "ENCODER", "LOCK", "METRICS", "STANDARD_INPUT"]
+
+
+def checkpoint_path(run: Path, step: int) -> Path:
+    """Return the folder of a step's checkpoint."""
+    return run / CHECKPOINTS / f"step-{step:08d}"
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """Return the checkpoints of a run, oldest first, damaged or not."""
+    return sorted(path for path in (run / CHECKPOINTS).glob("step-*") if path.is_dir())
+
+
+def run_of(checkpoint: Path) -> Path:
+    """Return the run folder that a checkpoint belongs to."""
+    return (checkpoint if len(checkpoint.parts) > 2 else checkpoint.absolute()).parent.parent
+
+
+def never_saved(run: Path) -> bool:
+    """Return whether a run was stopped before its first checkpoint, so that a new start loses nothing."""
+    return (run / CONFIG).exists() and not checkpoints(run) and not (run / ENCODER).exists()
+
+
+def new_run_folder(config: TrainConfig) -> Path:
+    """Create the run folder; raises `InputError` if it cannot be created or is in use.
+
+    A folder that holds only what a run that never began leaves behind counts as empty.
+    """
+    default = Path("runs") / f"{Path(config.model).name}-{datetime.now():%Y%m%d-%H%M%S}"
+    run = Path(config.output).expanduser() if config.output else default
+    try:
+        if run.exists() and (not run.is_dir() or any(not _is_leftover(path) for path in run.iterdir())):
+            what = "already holds a run" if (run / CONFIG).exists() else "is not an empty folder"
+            raise InputError(
+                f"--output {run} {what}. Choose another folder, or continue that run: simcse-train --resume {run}."
+            )
+        run.mkdir(parents=True, exist_ok=True)
+        (run / LOCK).touch()
+    except OSError as error:
+        raise InputError(
+            f"--output {run} can't be written: {error.strerror}. Choose a folder that you may write to."
+        ) from None
+    return run
+
+
+def _is_leftover(path: Path) -> bool:
+    return path.name == LOCK or path.name.endswith(PARTIAL)
+
+
+def remove_unused(run: Path) -> None:
+    """Remove the folder of a run that never began."""
+    with contextlib.suppress(OSError):  # an error about this folder is already being reported
+        for path in [run / name for name in (STANDARD_INPUT, CONFIG, LOCK)] + list(run.glob(f".*{PARTIAL}")):
+            path.unlink(missing_ok=True)
+        if not any(run.iterdir()):
+            run.rmdir()
+
+
+def keep_standard_input(run: Path) -> Path:
+    """Copy standard input into a file of the run folder, so that the run can be resumed; return the file.
+
+    Raises `InputError` if the folder cannot hold it.
+    """
+    path = run / STANDARD_INPUT
+    partial = path.with_name(f".{path.name}{PARTIAL}")
+    try:
+        with partial.open("wb") as stream:
+            shutil.copyfileobj(sys.stdin.buffer, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.rename(path)
+    except OSError as error:
+        raise InputError(
+            f"Standard input can't be kept in {run}: {error.strerror}. Choose another folder with --output."
+        ) from None
+    return path
+
+
+@contextlib.contextmanager
+def only_writer(run: Path) -> Iterator[None]:
+    """Lock the run folder for this process and remove what a killed process left half-written.
+
+    The system releases the lock when the process ends, however it ends, so an old lock file does no harm. Raises
+    `InputError` if another process holds the lock.
+    """
+    try:
+        lock = (run / LOCK).open("w")
+    except OSError as error:
+        raise InputError(f"The run folder {run} can't be written: {error.strerror}. Check its permissions.") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"Another process is training in {run}. Wait for it, stop it, or choose another folder."
+            ) from None
+        except OSError as error:
+            raise InputError(
+                f"The run folder {run} can't be locked: {error.strerror}. Choose one on a file system that supports file locks."
+            ) from None
+        for folder in (run, run / CHECKPOINTS):
+            remove_leftovers(folder)
+        yield
+
+
+def check_space(run: Path, weights: int, checkpoints_kept: int) -> None:
+    """Refuse a run whose checkpoints do not fit on the disk; raises `InputError`.
+
+    weights: bytes of the encoder. A checkpoint holds the weights and two moments of each; one more is needed while
+    saving. What a resumed run already stores counts as free, since it will be replaced.
+    """
+    needed = weights * 3 * (checkpoints_kept + 1) + weights
+    stored = sum(
+        path.stat().st_size for name in (CHECKPOINTS, ENCODER) for path in (run / name).rglob("*") if path.is_file()
+    )
+    free = shutil.disk_usage(run).free + stored
+    if free < needed:
+        raise InputError(
+            f"--output {run}: the disk has {free / 2**20:,.0f} MiB free for it, and {checkpoints_kept} checkpoints and the "
+            f"encoder need {needed / 2**20:,.0f} MiB. Free some space, lower --keep, or choose another folder."
+        )

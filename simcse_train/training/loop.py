@@ -1,0 +1,173 @@
+"""The training loop.
+
+Read from top to bottom this is unsupervised SimCSE (Gao, Yao & Chen 2021, section 3): each sentence passes through the
+encoder twice, dropout makes the two embeddings differ, and the loss pulls them together and pushes the other sentences of
+the batch away.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor
+
+from simcse_train.config import TrainConfig
+from simcse_train.data.batches import Batch, Batches, held_out_sentences
+from simcse_train.data.corpus import Corpus
+from simcse_train.data.pairs import Pair, fingerprint
+from simcse_train.encoders.encoder import Encoder
+from simcse_train.errors import InputError, Stopped, TrainingError
+from simcse_train.objectives.objective import Rows
+from simcse_train.objectives.registry import make_objective
+from simcse_train.randomness import seeded
+from simcse_train.runs.checkpoint import State, load_objective_state, load_optimizer, prune, save_checkpoint
+from simcse_train.runs.folder import checkpoints
+from simcse_train.training.monitor import Monitor
+from simcse_train.training.optimizer import clear_gradients, keep_embedding_gradient, learning_rate_at, make_optimizer
+from simcse_train.training.plan import versions
+from simcse_train.training.step import forward_backward
+from simcse_train.training.stopping import StopRequests
+
+logger = logging.getLogger(__name__)
+
+
+class Trainer:
+    """A run in memory: what it trains, with what, and at which step it is."""
+
+    def __init__(
+        self, run: Path, config: TrainConfig, encoder: Encoder, corpus: Corpus, pairs: list[Pair] | None
+    ) -> None:
+        self.run, self.config, self.corpus, self.pairs = run, config, corpus, pairs
+        self.accelerator = _accelerator(config)
+        self.encoder = encoder.to(self.accelerator.device)
+        for name, parameter in encoder.named_parameters():
+            if "pooler" in name:  # a part of the model that no embedding passes through
+                parameter.requires_grad_(False)
+        keep_embedding_gradient(encoder.model)
+        self.objective = make_objective(config)
+        self.adamw = make_optimizer(encoder, config)
+        self.optimizer = self.accelerator.prepare(self.adamw)  # skips a step that overflows in float16
+        held_out = held_out_sentences(len(corpus))
+        self.batches = Batches(corpus, held_out, config.batch_size, config.seed, self.accelerator.device)
+        self.total = config.max_steps or config.epochs * self.batches.per_epoch
+        self.step = 0  # steps that are done
+        self.monitor = Monitor(run, config, encoder, self.batches.measured(), pairs, self.total)
+        self._saved_at = time.monotonic()
+
+    def fit(self, stop: StopRequests) -> None:
+        """Train from the present step to the last; raises `Stopped` after the step in which a signal came."""
+        stop.begun = True
+        if self.step == 0:
+            self.monitor.measure(self.step)
+        self.encoder.train()
+        self._saved_at = time.monotonic()
+        while self.step < self.total:
+            if stop.signal_number:
+                self.save()
+                self.monitor.close()
+                raise Stopped(stop.signal_number, self.run)
+            began = time.perf_counter()
+            batch = self.batches.at(self.step)  # [a, a, b, b, ...], a function of (seed, step)
+            rate = learning_rate_at(self.step, self.total, self.config)
+            loss = self.train_step(batch, rate)
+            self.step += 1
+            epoch, seconds = self.step / self.batches.per_epoch, time.perf_counter() - began
+            improved = self.monitor.after_step(self.step, epoch, loss, rate, len(batch.sentences), seconds)
+            if improved or self.is_save_due():
+                self.save()
+        self.monitor.close()
+
+    def train_step(self, batch: Batch, rate: float) -> float:
+        """Take one optimiser step and return the loss; raises `TrainingError` if it or its gradient is not finite."""
+        for group in self.adamw.param_groups:
+            group["lr"] = rate
+        loss = forward_backward(
+            self.encoder,
+            self.objective,
+            batch.parts(self.config.micro_batch_size),
+            Rows(batch.views, batch.texts),
+            noise=partial(seeded, self.config.seed, self.step),  # a function of (seed, step, part): resuming is exact
+            autocast=self.accelerator.autocast,
+            scale=self._scale,
+        )
+        norm = self.accelerator.clip_grad_norm_(self.encoder.parameters(), self.config.max_grad_norm)
+        # In float16 the scaler itself skips a step whose gradients overflow.
+        finite = torch.isfinite(loss) and (self.config.precision == "fp16" or torch.isfinite(torch.as_tensor(norm)))
+        if not finite:
+            raise self._not_finite(loss.item(), batch)
+        self.optimizer.step()
+        self.objective.after_step(self.encoder)
+        clear_gradients(self.encoder)
+        return loss.item()
+
+    def is_save_due(self) -> bool:
+        """Return whether the settings ask for a checkpoint at the present step."""
+        minutes = self.config.save_minutes
+        by_clock = minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
+        return self.step % self.config.save_every == 0 or self.step == self.total or by_clock
+
+    def save(self) -> None:
+        """Save a checkpoint, and only then delete those that are no longer kept."""
+        save_checkpoint(self.run, self.state(), self.encoder, self.adamw, self.objective.state())
+        best = self.monitor.best
+        prune(self.run, self.config.keep, self.step, best[0] if best else None)
+        self._saved_at = time.monotonic()
+
+    def state(self) -> State:
+        """Return what a checkpoint of the present step has to hold besides tensors."""
+        best_step, best_score = self.monitor.best or (None, None)
+        scaler = self.accelerator.scaler
+        return State(
+            step=self.step,
+            best_step=best_step,
+            best_score=best_score,
+            corpus=self.corpus.fingerprint,
+            sentences=self.batches.sentences,
+            steps=self.total,
+            settings=self.config.model_dump(),
+            base_model=Path(self.config.model).name,
+            scaler=scaler.state_dict() if scaler is not None and scaler.is_enabled() else None,
+            versions=versions(),
+            pairs=fingerprint(self.pairs),
+        )
+
+    def restore(self, checkpoint: Path, state: State) -> None:
+        """Continue from the state of a checkpoint; raises `InputError` if it does not fit the settings."""
+        if state.step > self.total:
+            raise InputError(
+                f"{checkpoint} is at step {state.step}, beyond the {self.total} asked for. --max-steps can only be raised."
+            )
+        load_optimizer(checkpoint, self.encoder, self.adamw)
+        self.objective.load_state(load_objective_state(checkpoint))
+        if state.scaler is not None and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state.scaler)
+        self.step = state.step
+        if state.best_step is not None and state.best_score is not None:
+            self.monitor.best = (state.best_step, state.best_score)
+
+    def _scale(self, loss: Tensor) -> Tensor:
+        scaler = self.accelerator.scaler
+        return loss if scaler is None else scaler.scale(loss)
+
+    def _not_finite(self, loss: float, batch: Batch) -> TrainingError:
+        """Return the error for a loss or gradient that is not finite, with the sentences that gave it."""
+        shown = "; ".join(repr(text[:80]) for text in self.corpus.texts(batch.sentences)[:8])
+        saved = checkpoints(self.run)
+        last = f"The last checkpoint is {saved[-1]}." if saved else "No checkpoint was saved before."
+        return TrainingError(
+            f"Step {self.step + 1}: the loss is {loss} or its gradient is not finite. The batch begins with {shown}. {last} "
+            "Try a lower --learning-rate, a higher --temperature, or --precision fp32."
+        )
+
+
+def _accelerator(config: TrainConfig) -> Accelerator:
+    # accelerate keeps one precision for the whole process; a second run in it may need another.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    mixed_precision = "no" if config.precision == "fp32" else config.precision
+    return Accelerator(cpu=config.device == "cpu", mixed_precision=mixed_precision)

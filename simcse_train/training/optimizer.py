@@ -1,0 +1,55 @@
+"""The optimiser, its learning rate, and gradients that keep their memory."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from simcse_train.config import TrainConfig
+
+
+def make_optimizer(encoder: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """Return AdamW over the trained parameters (Gao, Yao & Chen 2021, appendix A)."""
+    return torch.optim.AdamW(parameter_groups(encoder, config.weight_decay), lr=config.learning_rate, fused=True)
+
+
+def learning_rate_at(step: int, total: int, config: TrainConfig) -> float:
+    """Return the rate of a step (from 0): linear to the peak during the warm-up, then linear to 0 at `total`."""
+    warmup = math.ceil(config.warmup_ratio * total)
+    if step < warmup:
+        return config.learning_rate * (step + 1) / warmup
+    return config.learning_rate * (total - step) / max(1, total - warmup)
+
+
+def parameter_groups(encoder: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Return the trained parameters in two groups: matrices decay, biases and layer norms do not (as in BERT)."""
+    trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
+    return [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def keep_embedding_gradient(model: nn.Module) -> None:
+    """Give the word embeddings of a model on the CPU one dense gradient that every step reuses.
+
+    A batch has a few thousand of the tens of thousands of tokens. torch would allocate a new matrix of zeros for all of
+    them in each step, with a page fault for every 4 KiB, which costs more than all other zeros, copies and sums of a step.
+    """
+    embeddings = model.get_input_embeddings()  # type: ignore[operator]
+    if isinstance(embeddings, nn.Embedding) and embeddings.weight.device.type == "cpu":
+        embeddings.sparse = True
+        embeddings.weight.grad = torch.zeros_like(embeddings.weight)
+
+
+def clear_gradients(model: nn.Module) -> None:
+    """Zero the gradients: in place for embeddings that keep theirs, by dropping them for all other parameters."""
+    kept = {m.weight for m in model.modules() if isinstance(m, nn.Embedding) and m.sparse}
+    for parameter in model.parameters():
+        if parameter in kept and parameter.grad is not None:
+            parameter.grad.zero_()
+        else:
+            parameter.grad = None

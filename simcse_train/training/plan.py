@@ -1,0 +1,122 @@
+"""What the settings mean for this encoder on this machine, checked before anything is computed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from simcse_train.config import STARTER, TrainConfig, make_config, option
+from simcse_train.encoders.encoder import Encoder
+from simcse_train.encoders.probing import is_deterministic
+from simcse_train.errors import InputError
+from simcse_train.runs.folder import check_space, keep_standard_input
+from simcse_train.version import __version__
+
+# What may change when a run is resumed; every other setting decides which run it is.
+CHANGEABLE = ("data", "eval", "epochs", "max_steps", "save_every", "save_minutes", "keep", "log_every")
+
+
+def resolve(config: TrainConfig, encoder: Encoder, run: Path) -> TrainConfig:
+    """Replace every auto by what it means here, and every path by an absolute one.
+
+    Raises `InputError` where a setting does not fit the encoder or the machine.
+    """
+    if config.max_length > encoder.max_positions:
+        raise InputError(
+            f"--max-length {config.max_length} is beyond the {encoder.max_positions} positions of {config.model}. Use at most "
+            f"{encoder.max_positions}."
+        )
+    if is_deterministic(encoder):
+        raise InputError(
+            f"--model {config.model} has no dropout in its configuration. The two views of a sentence would be equal: no noise, no "
+            "positive pairs, nothing to learn. Set it with --dropout 0.1."
+        )
+    device = find_device(config.device)
+    data = [str(keep_standard_input(run).resolve()) if entry == "-" else _absolute(entry) for entry in config.data]
+    is_folder = config.model != STARTER and Path(config.model).expanduser().exists()
+    return config.model_copy(
+        update={
+            "data": data,
+            "output": str(run),
+            "model": _absolute(config.model) if is_folder else config.model,
+            "eval": _absolute(config.eval) if config.eval else None,
+            "pooling": encoder.pooling,
+            "projection": {"auto": "on" if encoder.pooling == "cls" else "off"}.get(
+                config.projection, config.projection
+            ),
+            "device": device,
+            "precision": _precision(config.precision, device),
+        }
+    )
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
+
+
+def find_device(wanted: str) -> str:
+    """Return the device to use; raises `InputError` if this machine does not have it."""
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if wanted == "auto":
+        return next(name for name in ("cuda", "mps", "cpu") if available[name])
+    if not available[wanted]:
+        raise InputError(
+            f"--device {wanted} is not available. Available: {', '.join(n for n, there in available.items() if there)}."
+        )
+    return wanted
+
+
+def _precision(wanted: str, device: str) -> str:
+    """Return the fastest arithmetic that the device has in hardware; emulated bfloat16 is a hundred times slower than float32."""
+    if wanted == "fp16" and device != "cuda":
+        raise InputError(f"--precision fp16 needs a CUDA GPU, not {device}. Use bf16 or fp32.")
+    if wanted != "auto":
+        return wanted
+    if device == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if device == "cpu":
+        has = torch.cpu.get_capabilities()
+        return "bf16" if has.get("avx512_bf16") or has.get("amx_bf16") or has.get("bf16") else "fp32"
+    return "fp32"
+
+
+def changed(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
+    """Return the settings of a resumed run; raises `InputError` for a change that would make it another run."""
+    old = config.model_dump()
+    for name, value in changes.items():
+        added = name == "eval" and old[name] is None  # labelled pairs may move, but not be added: they choose the best
+        if (name not in CHANGEABLE or added) and value != old[name]:
+            raise InputError(
+                f"{option(name)} {value} differs from the run's own {old[name]}, and would make it another run. Leave it out to "
+                "continue, or start a new run without --resume."
+            )
+    for name in ("epochs", "max_steps"):
+        if changes.get(name) is not None and old[name] is not None and changes[name] < old[name]:
+            raise InputError(f"{option(name)} can only be raised when a run is resumed; it was {old[name]}.")
+    allowed = {name: value for name, value in changes.items() if name in CHANGEABLE}
+    if "data" in allowed:
+        allowed["data"] = [_absolute(entry) for entry in allowed["data"]]
+    if "eval" in allowed:
+        allowed["eval"] = _absolute(allowed["eval"])
+    return make_config({**old, **allowed})
+
+
+def check_disk(encoder: Encoder, config: TrainConfig, run: Path) -> None:
+    """Refuse a run whose checkpoints do not fit on the disk; raises `InputError`."""
+    weights = sum(p.numel() * p.element_size() for p in encoder.parameters())
+    check_space(run, weights, config.keep + bool(config.eval))
+
+
+def versions() -> dict[str, str]:
+    """Return what decides, besides the saved state, whether a run ends with the same bits."""
+    return {
+        "simcse-train": __version__,
+        "torch": str(torch.__version__),
+        "transformers": str(transformers.__version__),
+        "python": sys.version.split()[0],
+    }

@@ -1,0 +1,190 @@
+"""Start and resume runs: check everything that can be known to be wrong, build the trainer, train, export."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from simcse_train.config import STARTER, TrainConfig, config_yaml, make_config, read_settings
+from simcse_train.data.corpus import open_corpus
+from simcse_train.data.files import find_files
+from simcse_train.data.pairs import Pair, fingerprint, read_pairs
+from simcse_train.encoders.encoder import Encoder
+from simcse_train.encoders.head import projection_head
+from simcse_train.encoders.loading import load_encoder
+from simcse_train.errors import InputError, TrainingError
+from simcse_train.export.folder import choose_checkpoint, write_export
+from simcse_train.report.verdict import announcement, describe, only_measures, verdict
+from simcse_train.runs.atomic import write_text
+from simcse_train.runs.checkpoint import find_checkpoint, load_checkpoint_encoder, load_state, run_to_resume
+from simcse_train.runs.folder import (
+    CONFIG,
+    ENCODER,
+    METRICS,
+    checkpoint_path,
+    checkpoints,
+    never_saved,
+    new_run_folder,
+    only_writer,
+    remove_unused,
+)
+from simcse_train.runs.metrics import drop_metrics_after, read_metrics
+from simcse_train.training.loop import Trainer
+from simcse_train.training.plan import changed, check_disk, find_device, resolve, versions
+from simcse_train.training.stopping import StopRequests
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its folder, its encoder, and what was measured before and after training."""
+
+    folder: Path
+    encoder: Encoder
+    before: Mapping[str, float]
+    after: Mapping[str, float]
+
+
+def train(config: TrainConfig) -> Run:
+    """Train an encoder as the settings say and return the finished run.
+
+    Raises `InputError` if a setting or a file cannot be used, `TrainingError` or `SaveError` if the run fails, `Stopped`
+    after a signal, and `Interrupted`, a `KeyboardInterrupt`, after a signal before training began.
+    """
+    run = new_run_folder(config)
+    with only_writer(run), StopRequests() as stop:
+        try:
+            trainer = _new_trainer(run, config)
+        except BaseException:
+            remove_unused(run)
+            raise
+        trainer.fit(stop)
+        return _finish(trainer)
+
+
+def resume(path: str | Path, changes: Mapping[str, Any] | None = None) -> Run:
+    """Continue a run where it stopped: from its newest intact checkpoint, or from the checkpoint given.
+
+    A run that was stopped before its first checkpoint starts from the beginning. `changes` may raise the number of epochs
+    or steps, name the new place of the text or the pairs, or alter how often the run saves and logs. Raises as `train`
+    does, and `InputError` if the text or another setting is not that of the run.
+    """
+    path = Path(path)
+    run = run_to_resume(path)
+    changes = changes or {}
+    with only_writer(run), StopRequests() as stop:
+        if path == run and never_saved(run):
+            logger.info(f"{run} was stopped before its first checkpoint: starting from the beginning.")
+            settings = read_settings(run / CONFIG) | {"output": str(run)}
+            trainer = _new_trainer(run, changed(make_config(settings, source=str(run / CONFIG)), changes))
+            (run / METRICS).unlink(missing_ok=True)
+        else:
+            checkpoint, skipped = find_checkpoint(path)
+            for line in skipped:
+                logger.warning(line)
+            trainer = _resumed_trainer(run, checkpoint, changes)
+        trainer.fit(stop)
+        return _finish(trainer)
+
+
+def _new_trainer(run: Path, config: TrainConfig) -> Trainer:
+    # What can be known to be wrong at once is reported before the encoder is loaded.
+    find_files(entry for entry in config.data if entry != "-")
+    pairs = _labelled_pairs(config)
+    encoder = load_encoder(config.model, pooling=config.pooling, dropout=config.dropout)
+    if config.model == STARTER:
+        logger.info(
+            "Encoder: the bundled starter, a small English BERT. --model takes any other, such as bert-base-uncased."
+        )
+    config = resolve(config, encoder, run)
+    check_disk(encoder, config, run)
+    # From here on a run that is killed can be resumed, also while a long text is tokenised.
+    write_text(run / CONFIG, config_yaml(config))
+    if config.projection == "on":
+        spread = encoder.model.config.initializer_range
+        encoder.head = projection_head(encoder.hidden_size, seed=config.seed, initializer_range=spread)
+    corpus = open_corpus(config.data, config.text_column, encoder.tokenizer, config.max_length)
+    trainer = Trainer(run, config, encoder, corpus, pairs)
+    _announce(trainer)
+    return trainer
+
+
+def _resumed_trainer(run: Path, checkpoint: Path, changes: Mapping[str, Any]) -> Trainer:
+    state = load_state(checkpoint)
+    config = changed(state.config(), changes)
+    find_device(config.device)
+    pairs = _labelled_pairs(config)
+    if state.pairs is not None and fingerprint(pairs) != state.pairs:
+        raise InputError(
+            f"--eval {config.eval} does not hold the labelled pairs of the run: its content has changed, and scores would "
+            "not compare. Restore the old pairs, or start a new run from the encoder with --model."
+        )
+    encoder = load_checkpoint_encoder(checkpoint, config)
+    check_disk(encoder, config, run)
+    corpus = open_corpus(config.data, config.text_column, encoder.tokenizer, config.max_length, expected=state.corpus)
+    trainer = Trainer(run, config, encoder, corpus, pairs)
+    trainer.restore(checkpoint, state)
+    _announce(trainer)
+    drop_metrics_after(run, state.step)
+    write_text(run / CONFIG, config_yaml(config))
+    logger.info(f"Continuing from {checkpoint}, step {state.step} of {trainer.total}.")
+    differ = [
+        f"{name} {old}, now {new}" for name, new in versions().items() if (old := state.versions.get(name)) != new
+    ]
+    if differ:
+        logger.warning(
+            f"The checkpoint was saved by {'; '.join(differ)}: the result may differ in its last bits from that of an "
+            "uninterrupted run."
+        )
+    later = [path for path in checkpoints(run) if path.name > checkpoint.name]
+    if later:
+        logger.warning(f"Checkpoints after it, up to {later[-1].name}, will be deleted when the next one is saved.")
+    return trainer
+
+
+def _labelled_pairs(config: TrainConfig) -> list[Pair] | None:
+    if config.eval is None:
+        return None
+    if not Path(config.eval).is_file():
+        raise InputError(
+            f"--eval {config.eval}: there is no such file. Check the path; a resumed run may be given the new place."
+        )
+    return read_pairs(Path(config.eval))
+
+
+def _announce(trainer: Trainer) -> None:
+    for line in announcement(
+        trainer.run,
+        trainer.config,
+        trainer.encoder,
+        trainer.corpus.counts,
+        len(trainer.batches.held_out),
+        trainer.total,
+    ):
+        logger.info(line)
+
+
+def _finish(trainer: Trainer) -> Run:
+    """Export the encoder, the best where there is one, and report what was measured before and after training."""
+    run = trainer.run
+    newest = checkpoint_path(run, trainer.step)
+    try:
+        chosen = choose_checkpoint(run, newest, None)
+        state = load_state(chosen)
+        encoder = load_checkpoint_encoder(chosen, trainer.config)
+    except InputError as error:  # what this very run saved is damaged or gone: not a fault of the input
+        raise TrainingError(f"The run is trained, but its encoder can't be exported. {error}") from None
+    write_export(encoder, state, run, run / ENCODER)
+    encoder.head = None
+    measured = {line["step"]: line for line in read_metrics(run) if "uniformity" in line}
+    before, after = (only_measures(measured.get(step, {})) for step in (0, state.step))
+    if before:
+        logger.info(f"before training  {describe(before)}")
+    logger.info(f"after training   {describe(after)}")
+    logger.info(verdict(before, after, trainer.pairs is not None))
+    logger.info(f"Encoder: {run / ENCODER} (step {state.step}), ready for SentenceTransformer or AutoModel.")
+    return Run(run, encoder, before, after)

@@ -1,0 +1,39 @@
+"""Signals that stop a run: at once before training begins, at the end of the current step afterwards."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+from simcse_train.errors import Interrupted
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # clusters send SIGUSR1 before they take a machine away
+
+
+class StopRequests:
+    """Handles signals inside the block.
+
+    Before training has `begun`, a signal raises `Interrupted`. Afterwards the first signal is stored in `signal_number`,
+    and only a second SIGINT raises.
+    """
+
+    def __init__(self) -> None:
+        self.begun = False
+        self.signal_number: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequests:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if not self.begun or (self.signal_number is not None and number == signal.SIGINT):
+            raise Interrupted(number)
+        self.signal_number = self.signal_number or number

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from simcse_train.data.batches import (
+    Batches,
+    batches_per_epoch,
+    epoch_order,
+    held_out_sentences,
+    skip_held_out,
+    two_views,
+)
+
+sizes = given(
+    sentences=st.integers(0, 300),
+    batch_size=st.integers(2, 70),
+    seed=st.integers(0, 2**32 - 1),
+    epoch=st.integers(0, 5),
+)
+
+
+class Numbers:
+    """A corpus whose sentence i has the tokens [2, i, 3]."""
+
+    def __init__(self, sentences: int) -> None:
+        self.sentences = sentences
+
+    def __len__(self) -> int:
+        return self.sentences
+
+    def tokens(self, numbers: NDArray[np.int64]) -> list[list[int]]:
+        return [[2, int(number), 3] for number in numbers]
+
+
+def batches_of(sentences: int, batch_size: int, held_out: list[int], seed: int = 0) -> Batches:
+    corpus: Any = Numbers(sentences)
+    return Batches(corpus, np.array(held_out, dtype=np.int64), batch_size, seed, torch.device("cpu"))
+
+
+@settings(max_examples=100, deadline=None)
+@sizes
+def test_an_epoch_has_every_sentence_once_except_a_last_single_one(
+    sentences: int, batch_size: int, seed: int, epoch: int
+) -> None:
+    held_out = list(range(0, sentences, 7))
+    batches = batches_of(sentences, batch_size, held_out, seed)
+    per_epoch = batches.per_epoch
+    found = [batches.at(step).sentences for step in range(epoch * per_epoch, (epoch + 1) * per_epoch)]
+    assert all(2 <= len(numbers) <= batch_size for numbers in found)
+    seen = [int(number) for numbers in found for number in numbers]
+    trained = sentences - len(held_out)
+    assert len(set(seen)) == len(seen) == trained - (trained % batch_size == 1)
+    assert not set(seen) & set(held_out)
+
+
+def test_the_batch_of_a_step_does_not_depend_on_the_steps_before_it() -> None:
+    one_by_one = batches_of(50, 8, [3, 20])
+    expected = [one_by_one.at(step).sentences.tolist() for step in range(18)]  # three epochs
+    for step in reversed(range(18)):
+        assert batches_of(50, 8, [3, 20]).at(step).sentences.tolist() == expected[step]
+
+
+def test_epochs_and_seeds_have_orders_of_their_own() -> None:
+    orders = {tuple(epoch_order(50, seed=s, epoch=e)) for s in range(3) for e in range(3)}
+    assert len(orders) == 9
+
+
+def test_a_last_batch_of_one_sentence_is_left_out() -> None:
+    assert [batches_per_epoch(n, 8) for n in (0, 1, 2, 8, 9, 10, 17)] == [0, 0, 1, 1, 1, 2, 2]
+
+
+def test_each_sentence_stands_twice_in_a_row_and_equal_tokens_share_a_text() -> None:
+    batch = two_views([[2, 7, 3], [2, 8, 9, 3], [2, 7, 3]], np.arange(3))
+    assert batch.lengths.tolist() == [3, 3, 4, 4, 3, 3]
+    assert batch.tokens.tolist() == [2, 7, 3, 2, 7, 3, 2, 8, 9, 3, 2, 8, 9, 3, 2, 7, 3, 2, 7, 3]
+    assert batch.texts.tolist() == [0, 0, 1, 1, 0, 0]
+
+
+def test_parts_hold_both_views_of_at_most_so_many_sentences() -> None:
+    batch = two_views([[2, 7, 3], [2, 8, 9, 3], [2, 3]], np.arange(3))
+    parts = [(tokens.tolist(), lengths.tolist()) for tokens, lengths in batch.parts(2)]
+    assert parts == [([2, 7, 3, 2, 7, 3, 2, 8, 9, 3, 2, 8, 9, 3], [3, 3, 4, 4]), ([2, 3, 2, 3], [2, 2])]
+    for size in (None, 3, 100):
+        (whole,) = batch.parts(size)
+        assert whole[0].tolist() == batch.tokens.tolist()
+        assert whole[1].tolist() == batch.lengths.tolist()
+
+
+def test_held_out_sentences_are_a_tenth_at_most_and_evenly_spaced() -> None:
+    assert held_out_sentences(19).tolist() == []
+    assert held_out_sentences(31).tolist() == [0, 15, 30]
+    found = held_out_sentences(1_000_000)
+    assert len(found) == 512
+    assert set(np.diff(found)) <= {1956, 1957}
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 60).flatmap(lambda n: st.tuples(st.just(n), st.sets(st.integers(0, max(0, n - 1)), max_size=n))))
+def test_positions_count_only_the_sentences_that_are_not_held_out(drawn: tuple[int, set[int]]) -> None:
+    sentences, chosen = drawn
+    held_out = np.array(sorted(number for number in chosen if number < sentences), dtype=np.int64)
+    found = skip_held_out(np.arange(sentences - len(held_out)), held_out)
+    assert found.tolist() == np.delete(np.arange(sentences), held_out).tolist()

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from simcse_train.config import make_config
+from simcse_train.encoders.encoder import Encoder
+from simcse_train.encoders.loading import load_encoder
+from simcse_train.encoders.saving import save_encoder
+from simcse_train.errors import InputError, SaveError
+from simcse_train.export import folder as module
+from simcse_train.export.folder import export
+from simcse_train.runs.folder import checkpoints
+from simcse_train.training.start import train
+from tests.conftest import make_bert
+from tests.encoders.families import make_family
+
+SENTENCES = ["a man plays the guitar.", "", "the big red dog runs in the park on the blue hill!"]
+
+
+def trained(text: Path, model: Path, folder: Path, **changes: object) -> Path:
+    base = {
+        "data": str(text),
+        "model": str(model),
+        "output": str(folder),
+        "batch_size": 8,
+        "max_length": 16,
+        "max_steps": 4,
+    }
+    return train(make_config({**base, "save_every": 2, **changes})).folder
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "mpnet", "albert"])
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_other_libraries_load_an_export_with_the_same_embeddings(
+    family: str, pooling: str, text: Path, tmp_path: Path
+) -> None:
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    from transformers import AutoModel, AutoTokenizer
+
+    (tmp_path / "model").mkdir()
+    run = trained(text, make_family(family, tmp_path / "model"), tmp_path / "run", pooling=pooling)
+    export(run, tmp_path / "out")
+    ours = load_encoder(tmp_path / "out").encode(SENTENCES)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = sentence_transformers.SentenceTransformer(str(tmp_path / "out"), device="cpu")
+        theirs = model.encode(SENTENCES, normalize_embeddings=True)
+    assert np.allclose(ours, theirs, atol=1e-5)
+    plain, tokenizer = AutoModel.from_pretrained(tmp_path / "out"), AutoTokenizer.from_pretrained(tmp_path / "out")
+    with torch.inference_mode():
+        states = plain(**tokenizer(SENTENCES[:1], return_tensors="pt")).last_hidden_state[0]
+    row = states[0] if pooling == "cls" else states.mean(0)
+    assert np.allclose(ours[0], (row / row.norm()).numpy(), atol=1e-5)
+
+
+def test_the_card_says_what_was_trained_on_what_and_how_it_scored(text: Path, tiny: Path, tmp_path: Path) -> None:
+    pairs = tmp_path / "pairs.tsv"
+    pairs.write_text("a man\tthe man\t5\na cat\tguitar\t0\na dog\tthe dog runs\t3\n")
+    run = trained(text, tiny, tmp_path / "run", eval=str(pairs), seed=11)
+    export(run, tmp_path / "out", "last")
+    card = (tmp_path / "out" / "README.md").read_text()
+    for expected in (
+        "tiny",
+        "corpus.txt",
+        "108",
+        "0.05",
+        "3e-05",
+        "`cls`",
+        "| seed | 11 |",
+        "| 4 | ",
+        "uniformity",
+        "# out",
+    ):
+        assert expected in card, expected
+    assert str(tmp_path) not in card
+    assert "$" not in card
+
+
+def test_an_export_that_loads_differently_is_refused(
+    text: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = trained(text, tiny, tmp_path / "run")
+    original = save_encoder
+
+    def wrong_pooling(encoder: Encoder, folder: Path) -> None:
+        original(encoder, folder)
+        (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": "mean"}))
+
+    monkeypatch.setattr(module, "save_encoder", wrong_pooling)
+    with pytest.raises(SaveError, match="other embeddings"):
+        export(run, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_best_and_last_and_one_checkpoint_can_be_exported(text: Path, tiny: Path, tmp_path: Path) -> None:
+    run = trained(text, tiny, tmp_path / "run")
+    assert export(run, tmp_path / "last", "last") == checkpoints(run)[-1]
+    assert export(checkpoints(run)[0], tmp_path / "first") == checkpoints(run)[0]
+    first, last = (load_encoder(tmp_path / name).encode(SENTENCES) for name in ("first", "last"))
+    assert not np.array_equal(first, last)
+    with pytest.raises(InputError, match="without --eval"):
+        export(run, tmp_path / "best", "best")
+    with pytest.raises(InputError, match="exists already"):
+        export(run, tmp_path / "last")
+    with pytest.raises(InputError, match="not a run"):
+        export(make_bert(tmp_path / "model"), tmp_path / "x")
