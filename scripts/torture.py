@@ -31,9 +31,11 @@ import typer
 from tqdm import tqdm
 from transformers import BertConfig, BertModel, BertTokenizer
 
-from simcse_train import training
-from simcse_train.runs.checkpoint import checkpoints, damage
 from simcse_train.cli import main as simcse_train
+from simcse_train.runs.folder import checkpoints
+from simcse_train.runs.manifest import damage
+from simcse_train.training import start
+from simcse_train.training.loop import Trainer
 
 STARTING, READING, TRAINING, SAVING, EXPORTING = range(5)
 PHASES = ("starting", "reading the text", "training", "saving", "exporting")
@@ -50,7 +52,7 @@ SAVES_PER_KILL = 2  # so many are planned that the run outlives its kills
 SLOW = 0.004  # seconds before each change to the disk; a save makes about sixty
 
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["simcse_train.training"])
+processes.set_forkserver_preload(["simcse_train.training.start"])
 
 
 @dataclass
@@ -78,11 +80,11 @@ class Verdict:
 def torture(folder: Path, precision: str, kills: int, seed: int) -> Verdict:
     """Kill one run so many times, let it end, and say what was lost; `folder` is empty."""
     began, rng, verdict = time.monotonic(), random.Random(seed), Verdict(precision)
-    start = _start(folder, precision, steps=SAVE_EVERY * SAVES_PER_KILL * kills)
+    options = _options(folder, precision, steps=SAVE_EVERY * SAVES_PER_KILL * kills)
     whole, run, cache = folder / "whole", folder / "run", folder / "cache"
     with (folder / "screen.txt").open("a") as screen:
         # The options that come last win. That saving does not change what is computed is part of what is tested.
-        command = [sys.executable, "-m", "simcse_train", *start, "--output", str(whole), "--save-every", "1000000"]
+        command = [sys.executable, "-m", "simcse_train", *options, "--output", str(whole), "--save-every", "1000000"]
         cache_of_whole = str(folder / "cache-of-whole")
         subprocess.run(
             command, env={**os.environ, "XDG_CACHE_HOME": cache_of_whole}, stdout=screen, stderr=screen, check=True
@@ -95,7 +97,7 @@ def torture(folder: Path, precision: str, kills: int, seed: int) -> Verdict:
     aims += [EXPORTING] * late
     lasts = dict.fromkeys(range(len(PHASES)), 0.1)  # seconds that each phase was last seen to last
     while aims:
-        arguments = ["--resume", str(run)] if (run / "config.yaml").exists() else [*start, "--output", str(run)]
+        arguments = ["--resume", str(run)] if (run / "config.yaml").exists() else [*options, "--output", str(run)]
         phase = processes.RawValue("i", STARTING)
         life = processes.Process(target=live, args=(arguments, str(folder), phase, SLOW))
         life.start()
@@ -146,10 +148,10 @@ def live(arguments: list[str], folder: str, phase: Any, seconds: float) -> None:
     tqdm.set_lock(threading.RLock())  # its own lock is one between processes, which a killed one leaves to the system
     sys.addaudithook(slow)
     for place, name, number in (
-        (training, "open_corpus", READING),
-        (training._Training, "train_steps", TRAINING),
-        (training._Training, "save", SAVING),
-        (training._Training, "finish", EXPORTING),
+        (start, "open_corpus", READING),
+        (Trainer, "fit", TRAINING),
+        (Trainer, "save", SAVING),
+        (start, "finish", EXPORTING),
     ):
         setattr(place, name, noting(number, getattr(place, name)))
     sys.argv = ["simcse-train", *arguments]
@@ -212,7 +214,7 @@ def _last_words(folder: Path) -> str:
     return " ".join((folder / "screen.txt").read_text(errors="replace").splitlines()[-5:])
 
 
-def _start(folder: Path, precision: str, steps: int) -> list[str]:
+def _options(folder: Path, precision: str, steps: int) -> list[str]:
     """Make a tiny encoder and text; return the options of a run on them."""
     rng = random.Random(0)
     words = sorted({"".join(rng.choices("aeioulmnrst", k=rng.randint(2, 7))) for _ in range(300)})

@@ -27,6 +27,7 @@ from simcse_train.runs.atomic import remove_leftovers, write_folder
 from simcse_train.runs.checkpoint import find_checkpoint
 from simcse_train.runs.folder import checkpoints
 from simcse_train.runs.manifest import damage
+from simcse_train.training import start as start_module
 from simcse_train.training.start import resume, train
 from tests.training.test_loop import bits, interrupted_at, settings
 
@@ -140,7 +141,7 @@ def test_a_full_disk_at_the_export_ends_the_run_and_leaves_the_checkpoints(
     run = small_disk / "x"
     with monkeypatch.context() as patch:
         patch.setattr(
-            training, "choose_checkpoint", lambda *args: (fill(small_disk, 50_000), find_checkpoint(run)[0])[1]
+            start_module, "choose_checkpoint", lambda *args: (fill(small_disk, 50_000), find_checkpoint(run)[0])[1]
         )
         with pytest.raises(SaveError, match="encoder can't be written: .*No space left.*intact"):
             train(settings(text, tiny, run, max_steps=STEPS))
@@ -409,12 +410,12 @@ def test_going_on_from_an_older_checkpoint_leaves_the_later_ones_until_the_next_
         at_step(patch, 2, lambda: seen.extend(p.name for p in checkpoints(run)))
         resume(run / "checkpoints" / "step-00000005", {"max_steps": 20})
     assert seen == ["step-00000005", "step-00000010", "step-00000015"]
-    assert "The checkpoints after it, up to step-00000015, are removed when the next one is saved" in caplog.text
+    assert "Checkpoints after it, up to step-00000015, will be deleted when the next one is saved" in caplog.text
     assert [p.name for p in checkpoints(run)] == ["step-00000005", "step-00000010", "step-00000015", "step-00000020"]
     straight = train(settings(text, tiny, tmp_path / "straight", max_steps=20))
     assert bits(run / "encoder") != bits(straight.folder / "encoder")  # five steps of it had the rates of a run of 15
     copied = shutil.copytree(checkpoints(run)[0], tmp_path / "copied")
-    with pytest.raises(InputError, match="stands in no run"):
+    with pytest.raises(InputError, match="is not inside a run"):
         resume(copied, {})
 
 

@@ -63,7 +63,7 @@ def train(config: TrainConfig) -> Run:
             remove_unused(run)
             raise
         trainer.fit(stop)
-        return _finish(trainer)
+        return finish(trainer)
 
 
 def resume(path: str | Path, changes: Mapping[str, Any] | None = None) -> Run:
@@ -88,7 +88,7 @@ def resume(path: str | Path, changes: Mapping[str, Any] | None = None) -> Run:
                 logger.warning(line)
             trainer = _resumed_trainer(run, checkpoint, changes)
         trainer.fit(stop)
-        return _finish(trainer)
+        return finish(trainer)
 
 
 def _new_trainer(run: Path, config: TrainConfig) -> Trainer:
@@ -168,7 +168,7 @@ def _announce(trainer: Trainer) -> None:
         logger.info(line)
 
 
-def _finish(trainer: Trainer) -> Run:
+def finish(trainer: Trainer) -> Run:
     """Export the encoder, the best where there is one, and report what was measured before and after training."""
     run = trainer.run
     newest = checkpoint_path(run, trainer.step)

@@ -140,7 +140,7 @@ def test_with_no_intact_checkpoint_the_run_is_refused(run: Path, tmp_path: Path)
         (lambda p: (p.mkdir(), (p / "config.yaml").touch()), "stopped before its first checkpoint"),
         (
             lambda p: ((p / "encoder").mkdir(parents=True), (p / "config.yaml").touch()),
-            "finished and its checkpoints are gone",
+            "finished and its checkpoints were removed",
         ),
     ],
 )
@@ -187,7 +187,7 @@ def test_leftovers_of_a_killed_process_are_swept(run: Path, tmp_path: Path) -> N
 
 
 def test_a_run_has_one_writer_and_a_dead_one_is_not_in_the_way(tmp_path: Path) -> None:
-    code = f"import time\nfrom pathlib import Path\nfrom simcse_train.runs.atomic import only_writer\n\
+    code = f"import time\nfrom pathlib import Path\nfrom simcse_train.runs.folder import only_writer\n\
 with only_writer(Path({str(tmp_path)!r})):\n    print('held', flush=True)\n    time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
