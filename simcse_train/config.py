@@ -1,7 +1,7 @@
 """The settings of a run, each declared once.
 
-`TrainConfig` holds type, default, help text and group of every setting. The command line is made from it, and so are the
-keys of a YAML file. The defaults are those of the paper for unsupervised BERT (Gao, Yao & Chen 2021, appendix A).
+`TrainConfig` holds type, default, help text and group of every setting. The command line is made from it, and so are
+the keys of a YAML file. The defaults are those of the paper for unsupervised BERT (Gao, Yao & Chen 2021, appendix A).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ OPTIMISATION, EVALUATION, SAVING = "Optimisation", "Evaluation", "Saving"
 def _setting(
     group: str, help_text: str, metavar: str = "", *, auto: str = "", default: Any = None, **limits: Any
 ) -> Any:
-    """Declare a setting: its group and help on the command line; `auto` says in words what a default of None or auto is."""
+    """Declare a setting: its group and help on the command line; `auto` describes a default of None or auto."""
     extra: dict[str, Any] = {"group": group, "metavar": metavar, "auto": auto}
     return Field(default=default, description=help_text, json_schema_extra=extra, **limits)
 

@@ -1,0 +1,1 @@
+"""Text files to batches: reading, tokenising, caching, shuffling, and labelled pairs."""

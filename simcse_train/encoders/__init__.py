@@ -1,0 +1,1 @@
+"""Sentence encoders: loading, packed batches, pooling, dropout, saving."""

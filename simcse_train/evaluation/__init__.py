@@ -1,0 +1,1 @@
+"""Evaluation of an encoder: semantic textual similarity, and measures that need no labels."""

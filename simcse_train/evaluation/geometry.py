@@ -18,9 +18,10 @@ def alignment(first: Tensor, second: Tensor) -> float:
 
 
 def uniformity(embeddings: Tensor) -> float:
-    """Return log mean exp(-2 d^2) over all pairs of different rows (rows, hidden), normalised (Wang & Isola 2020, section 4).
+    """Return log mean exp(-2 d^2) over all pairs of different rows (rows, hidden), normalised.
 
-    0 where all rows are one, about -4 where they are spread evenly over the sphere.
+    It is 0 where all rows are equal and about -4 where they are spread evenly over the sphere (Wang & Isola 2020,
+    section 4).
     """
     squared = torch.pdist(embeddings.double()).square()
     return float(squared.mul(-2).exp().mean().log())
@@ -30,8 +31,8 @@ def uniformity(embeddings: Tensor) -> float:
 def alignment_and_uniformity(encoder: Encoder, rows: Sequence[Sequence[int]]) -> tuple[float, float]:
     """Return the alignment of two dropout views and the uniformity of tokenised sentences.
 
-    The views differ by dropout alone and come without the head; uniformity is measured without dropout. The noise is the same at
-    each call, so that two calls compare encoders and not draws.
+    The views differ by dropout alone and come without the head; uniformity is measured without dropout. The noise is
+    the same at each call, so that two calls compare encoders and not draws.
     """
     training = encoder.training
     batches = [pack(rows[i : i + 64], encoder.device) for i in range(0, len(rows), 64)]

@@ -1,0 +1,1 @@
+"""Export of a trained encoder to the formats that other libraries load."""

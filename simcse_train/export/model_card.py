@@ -47,5 +47,5 @@ def _scores(measured: list[dict[str, Any]], step: int) -> str:
     for line in shown:
         score = f"{line['score']:.2f} | " if line.get("score") is not None else "| " if labelled else ""
         lines.append(f"| {line['step']} | {score}{line['alignment']:.4f} | {line['uniformity']:.4f} |")
-    note = "Alignment and uniformity were measured on held-out lines of the text (Wang & Isola 2020); lower is better for both."
+    note = "Alignment and uniformity were measured on held-out lines of the text (Wang & Isola 2020); lower is better."
     return "\n".join([*lines, "", note])

@@ -1,0 +1,1 @@
+"""Training objectives: losses on the embeddings of a batch, one file each."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Rows:
-    """What an objective knows of the rows of embeddings it is given: `views` rows per sentence, `[a, a', b, b', ...]`."""
+    """What an objective knows of its embeddings: `views` rows per sentence, `[a, a', b, b', ...]`."""
 
     views: int
     texts: Tensor  # (rows,): equal where two rows have the same tokens; such rows are never pushed apart

@@ -22,19 +22,20 @@ def announcement(
         f"Text: {counts.lines:,} lines, {counts.empty:,} empty and {counts.duplicates:,} duplicates dropped, "
         f"{counts.cut:,} cut at {config.max_length} tokens; {counts.sentences:,} sentences remain, "
         + (f"{held_out} of them held out." if held_out else "too few to hold any out."),
-        f"Training: {steps:,} steps of {config.batch_size} sentences{parts}, {config.objective}, {encoder.pooling} pooling, "
-        f"{'with' if encoder.head else 'without'} head, {config.precision} on {config.device}, "
+        f"Training: {steps:,} steps of {config.batch_size} sentences{parts}, {config.objective}, {encoder.pooling} "
+        f"pooling, {'with' if encoder.head else 'without'} head, {config.precision} on {config.device}, "
         f"{'packed' if encoder.packed else 'padded'} batches. Folder: {run}",
     ]
     if not encoder.packed:
         lines.append(
-            "This encoder's attention can't be packed: padding is computed too, which is slower and gives the same result."
+            "This encoder's attention can't be packed: padding is computed too, which is slower and gives the same "
+            "result."
         )
     return lines
 
 
 def only_measures(record: Mapping[str, Any]) -> dict[str, float]:
-    """Return what a line of metrics.jsonl says of the encoder itself: score, alignment and uniformity, where present."""
+    """Return what a line of metrics.jsonl says of the encoder: score, alignment and uniformity, where present."""
     return {key: record[key] for key in MEASURES if record.get(key) is not None}
 
 
@@ -56,6 +57,7 @@ def verdict(before: Mapping[str, float], after: Mapping[str, float], labelled: b
     if gain > 0:
         return f"{spread_words} and the score rose by {gain:.2f}."
     return (
-        f"{spread_words} and the score fell by {-gain:.2f}: training made this encoder worse on the labelled pairs. Use a "
-        "stronger --model, or try a lower --learning-rate, fewer steps, or text that is closer to the labelled pairs."
+        f"{spread_words} and the score fell by {-gain:.2f}: training made this encoder worse on the labelled pairs. "
+        "Use a stronger --model, or try a lower --learning-rate, fewer steps, or text that is closer to the labelled "
+        "pairs."
     )

@@ -1,0 +1,1 @@
+"""Run folders: the names inside them, checkpoints, metrics, atomic writes."""

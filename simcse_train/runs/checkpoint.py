@@ -1,8 +1,8 @@
 """Checkpoints: the state of a training run on disk.
 
-`checkpoints/step-00000500/` holds the encoder as transformers saves it, the head, the optimiser's moments, the objective's
-own state, `state.json`, and a manifest with the size and SHA-256 of every file. It is written atomically (see `atomic`).
-Nothing is pickled, so a checkpoint from a stranger cannot run code.
+`checkpoints/step-00000500/` holds the encoder as transformers saves it, the head, the optimiser's moments, the
+objective's own state, `state.json`, and a manifest with the size and SHA-256 of every file. It is written atomically
+(see `atomic`). Nothing is pickled, so a checkpoint from a stranger cannot run code.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class State:
     pairs: str | None = None  # fingerprint of the labelled pairs
 
     def config(self) -> TrainConfig:
-        """Return the settings of the run; raises `InputError` if this version of the program does not know one of them."""
+        """Return the settings of the run; raises `InputError` if this version does not know one of them."""
         return make_config(self.settings, source="The checkpoint's settings")
 
 
@@ -119,14 +119,16 @@ def find_checkpoint(path: Path) -> tuple[Path, list[str]]:
         raise InputError(f"{path} has no intact checkpoint. {' '.join(skipped)} Start the run again in another folder.")
     if (path / ENCODER).exists():
         raise InputError(
-            f"{path} is finished and its checkpoints were removed. Start a new run from its encoder: --model {path / ENCODER}."
+            f"{path} is finished and its checkpoints were removed. Start a new run from its encoder: --model "
+            f"{path / ENCODER}."
         )
     if (path / CONFIG).exists():
         raise InputError(
             f"{path} was stopped before its first checkpoint. Start it again: simcse-train --resume {path}"
         )
     raise InputError(
-        f"{path} is not a run: it has no checkpoints folder. Give the folder that simcse-train wrote, such as runs/NAME."
+        f"{path} is not a run: it has no checkpoints folder. Give the folder that simcse-train wrote, such as "
+        "runs/NAME."
     )
 
 
@@ -136,7 +138,7 @@ def is_checkpoint(path: Path) -> bool:
 
 
 def run_to_resume(path: Path) -> Path:
-    """Return the run folder that a path to it or to one of its checkpoints names; raises `InputError` if there is none."""
+    """Return the run folder of a path to it or to one of its checkpoints; raises `InputError` if there is none."""
     if not path.exists() or not (is_checkpoint(path) or (path / CONFIG).exists()):
         find_checkpoint(path)  # raises, unless only config.yaml is missing
     if not is_checkpoint(path):

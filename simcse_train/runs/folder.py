@@ -120,7 +120,8 @@ def only_writer(run: Path) -> Iterator[None]:
             ) from None
         except OSError as error:
             raise InputError(
-                f"The run folder {run} can't be locked: {error.strerror}. Choose one on a file system that supports file locks."
+                f"The run folder {run} can't be locked: {error.strerror}. Choose one on a file system that supports "
+                "file locks."
             ) from None
         for folder in (run, run / CHECKPOINTS):
             remove_leftovers(folder)
@@ -140,6 +141,6 @@ def check_space(run: Path, weights: int, checkpoints_kept: int) -> None:
     free = shutil.disk_usage(run).free + stored
     if free < needed:
         raise InputError(
-            f"--output {run}: the disk has {free / 2**20:,.0f} MiB free for it, and {checkpoints_kept} checkpoints and the "
-            f"encoder need {needed / 2**20:,.0f} MiB. Free some space, lower --keep, or choose another folder."
+            f"--output {run}: the disk has {free / 2**20:,.0f} MiB free for it, and {checkpoints_kept} checkpoints and "
+            f"the encoder need {needed / 2**20:,.0f} MiB. Free some space, lower --keep, or choose another folder."
         )

@@ -1,0 +1,1 @@
+"""Embeddings of whole texts, and nearest neighbours among them."""

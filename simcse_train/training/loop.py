@@ -1,8 +1,8 @@
 """The training loop.
 
 Read from top to bottom this is unsupervised SimCSE (Gao, Yao & Chen 2021, section 3): each sentence passes through the
-encoder twice, dropout makes the two embeddings differ, and the loss pulls them together and pushes the other sentences of
-the batch away.
+encoder twice, dropout makes the two embeddings differ, and the loss pulls them together and pushes the other sentences
+of the batch away.
 """
 
 from __future__ import annotations
@@ -141,7 +141,8 @@ class Trainer:
         """Continue from the state of a checkpoint; raises `InputError` if it does not fit the settings."""
         if state.step > self.total:
             raise InputError(
-                f"{checkpoint} is at step {state.step}, beyond the {self.total} asked for. --max-steps can only be raised."
+                f"{checkpoint} is at step {state.step}, beyond the {self.total} asked for. --max-steps can only be "
+                "raised."
             )
         load_optimizer(checkpoint, self.encoder, self.adamw)
         self.objective.load_state(load_objective_state(checkpoint))
@@ -161,8 +162,8 @@ class Trainer:
         saved = checkpoints(self.run)
         last = f"The last checkpoint is {saved[-1]}." if saved else "No checkpoint was saved before."
         return TrainingError(
-            f"Step {self.step + 1}: the loss is {loss} or its gradient is not finite. The batch begins with {shown}. {last} "
-            "Try a lower --learning-rate, a higher --temperature, or --precision fp32."
+            f"Step {self.step + 1}: the loss is {loss} or its gradient is not finite. The batch begins with {shown}. "
+            f"{last} Try a lower --learning-rate, a higher --temperature, or --precision fp32."
         )
 
 

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 class Monitor:
-    """Writes `metrics.jsonl` and the screen's lines, measures the encoder, and remembers the best step and its score."""
+    """Writes `metrics.jsonl` and lines on the screen, measures the encoder, and remembers the best step and its score."""
 
     def __init__(
         self,

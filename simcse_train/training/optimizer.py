@@ -37,7 +37,8 @@ def keep_embedding_gradient(model: nn.Module) -> None:
     """Give the word embeddings of a model on the CPU one dense gradient that every step reuses.
 
     A batch has a few thousand of the tens of thousands of tokens. torch would allocate a new matrix of zeros for all of
-    them in each step, with a page fault for every 4 KiB, which costs more than all other zeros, copies and sums of a step.
+    them in each step, with a page fault for every 4 KiB, which costs more than all other zeros, copies and sums of a
+    step.
     """
     embeddings = model.get_input_embeddings()  # type: ignore[operator]
     if isinstance(embeddings, nn.Embedding) and embeddings.weight.device.type == "cpu":

@@ -28,13 +28,13 @@ def resolve(config: TrainConfig, encoder: Encoder, run: Path) -> TrainConfig:
     """
     if config.max_length > encoder.max_positions:
         raise InputError(
-            f"--max-length {config.max_length} is beyond the {encoder.max_positions} positions of {config.model}. Use at most "
-            f"{encoder.max_positions}."
+            f"--max-length {config.max_length} is beyond the {encoder.max_positions} positions of {config.model}. Use "
+            f"at most {encoder.max_positions}."
         )
     if is_deterministic(encoder):
         raise InputError(
-            f"--model {config.model} has no dropout in its configuration. The two views of a sentence would be equal: no noise, no "
-            "positive pairs, nothing to learn. Set it with --dropout 0.1."
+            f"--model {config.model} has no dropout in its configuration. The two views of a sentence would be equal: "
+            "no noise, no positive pairs, nothing to learn. Set it with --dropout 0.1."
         )
     device = find_device(config.device)
     data = [str(keep_standard_input(run).resolve()) if entry == "-" else _absolute(entry) for entry in config.data]
@@ -72,7 +72,7 @@ def find_device(wanted: str) -> str:
 
 
 def _precision(wanted: str, device: str) -> str:
-    """Return the fastest arithmetic that the device has in hardware; emulated bfloat16 is a hundred times slower than float32."""
+    """Return the fastest precision that the device has in hardware; emulated bfloat16 is 100 times slower than float32."""
     if wanted == "fp16" and device != "cuda":
         raise InputError(f"--precision fp16 needs a CUDA GPU, not {device}. Use bf16 or fp32.")
     if wanted != "auto":
@@ -92,8 +92,8 @@ def changed(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
         added = name == "eval" and old[name] is None  # labelled pairs may move, but not be added: they choose the best
         if (name not in CHANGEABLE or added) and value != old[name]:
             raise InputError(
-                f"{option(name)} {value} differs from the run's own {old[name]}, and would make it another run. Leave it out to "
-                "continue, or start a new run without --resume."
+                f"{option(name)} {value} differs from the run's own {old[name]}, and would make it another run. Leave "
+                "it out to continue, or start a new run without --resume."
             )
     for name in ("epochs", "max_steps"):
         if changes.get(name) is not None and old[name] is not None and changes[name] < old[name]:

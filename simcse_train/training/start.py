@@ -52,8 +52,8 @@ class Run:
 def train(config: TrainConfig) -> Run:
     """Train an encoder as the settings say and return the finished run.
 
-    Raises `InputError` if a setting or a file cannot be used, `TrainingError` or `SaveError` if the run fails, `Stopped`
-    after a signal, and `Interrupted`, a `KeyboardInterrupt`, after a signal before training began.
+    Raises `InputError` if a setting or a file cannot be used, `TrainingError` or `SaveError` if the run fails,
+    `Stopped` after a signal, and `Interrupted`, a `KeyboardInterrupt`, after a signal before training began.
     """
     run = new_run_folder(config)
     with only_writer(run), StopRequests() as stop:
@@ -69,9 +69,9 @@ def train(config: TrainConfig) -> Run:
 def resume(path: str | Path, changes: Mapping[str, Any] | None = None) -> Run:
     """Continue a run where it stopped: from its newest intact checkpoint, or from the checkpoint given.
 
-    A run that was stopped before its first checkpoint starts from the beginning. `changes` may raise the number of epochs
-    or steps, name the new place of the text or the pairs, or alter how often the run saves and logs. Raises as `train`
-    does, and `InputError` if the text or another setting is not that of the run.
+    A run that was stopped before its first checkpoint starts from the beginning. `changes` may raise the number of
+    epochs or steps, name the new place of the text or the pairs, or alter how often the run saves and logs. Raises as
+    `train` does, and `InputError` if the text or another setting is not that of the run.
     """
     path = Path(path)
     run = run_to_resume(path)
@@ -120,8 +120,8 @@ def _resumed_trainer(run: Path, checkpoint: Path, changes: Mapping[str, Any]) ->
     pairs = _labelled_pairs(config)
     if state.pairs is not None and fingerprint(pairs) != state.pairs:
         raise InputError(
-            f"--eval {config.eval} does not hold the labelled pairs of the run: its content has changed, and scores would "
-            "not compare. Restore the old pairs, or start a new run from the encoder with --model."
+            f"--eval {config.eval} does not hold the labelled pairs of the run: its content has changed, and scores "
+            "would not compare. Restore the old pairs, or start a new run from the encoder with --model."
         )
     encoder = load_checkpoint_encoder(checkpoint, config)
     check_disk(encoder, config, run)

@@ -26,11 +26,11 @@ def forward_backward(
 ) -> Tensor:
     """Add the gradient of the batch's loss to the parameters' gradients; return the loss, a scalar.
 
-    parts: tokens (total,) and lengths (rows,) of each part of the batch. The loss is computed once, on the embeddings of
-    all parts, and each part carries its own slice of the gradient back to the parameters (gradient caching, Gao et al.
-    2021, arXiv 2101.06983, section 3.2). All parts but the last are embedded a second time, under the same noise, so that
-    only one of them is in memory with its graph. The sum is the gradient of the undivided batch. `scale` multiplies the
-    loss, as float16 needs.
+    parts: tokens (total,) and lengths (rows,) of each part of the batch. The loss is computed once, on the embeddings
+    of all parts, and each part carries its own slice of the gradient back to the parameters (gradient caching, Gao et
+    al. 2021, arXiv 2101.06983, section 3.2). All parts but the last are embedded a second time, under the same noise,
+    so that only one of them is in memory with its graph. The sum is the gradient of the undivided batch. `scale`
+    multiplies the loss, as float16 needs.
     """
 
     def embed(part: int) -> Tensor:  # (rows of the part, hidden)

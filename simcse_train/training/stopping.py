@@ -15,8 +15,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # clusters send SIGUS
 class StopRequests:
     """Handles signals inside the block.
 
-    Before training has `begun`, a signal raises `Interrupted`. Afterwards the first signal is stored in `signal_number`,
-    and only a second SIGINT raises.
+    Before training has `begun`, a signal raises `Interrupted`. Afterwards the first signal is stored in
+    `signal_number`, and only a second SIGINT raises.
     """
 
     def __init__(self) -> None:
