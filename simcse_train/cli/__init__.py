@@ -1,5 +1,6 @@
 """The command line: parse, call, print. No logic.
 
+This module holds the training and the exit status; `runs` and `encoders` hold the commands that use what was trained.
 The options of a training are made from `TrainConfig`. Heavy modules are imported inside the commands, so that `--help`
 answers at once.
 """
@@ -17,45 +18,14 @@ from typing import Annotated, Any, NoReturn, Union, get_args, get_origin
 
 import typer
 from pydantic.fields import FieldInfo
-from typer.core import TyperGroup
 
+from simcse_train.cli import encoders, runs  # noqa: F401 (their commands register themselves with the app)
+from simcse_train.cli.app import app, quiet
 from simcse_train.config import TrainConfig, choices, make_config, option, read_settings
 from simcse_train.errors import InputError, SaveError, Stopped, TrainingError
 from simcse_train.version import __version__
 
 DONE, FAILED, WRONG_INPUT, SIGNALLED = 0, 1, 2, 128
-
-EncoderArgument = Annotated[
-    str, typer.Argument(metavar="ENCODER", help="An export, a run, a checkpoint, or a model's name.")
-]
-PoolingOption = Annotated[
-    str, typer.Option(metavar="WAY", help="auto, cls or mean; auto: as the model's files say, else cls.")
-]
-
-
-class GroupedHelp(TyperGroup):
-    """Lists the options in `--help` under the groups that `TrainConfig` gives them."""
-
-    def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Write one section per group, then the commands."""
-        groups: dict[str, list[tuple[str, str]]] = {}
-        for parameter in self.get_params(ctx):
-            record = parameter.get_help_record(ctx)
-            if record is not None:
-                groups.setdefault(getattr(parameter, "rich_help_panel", None) or "Run", []).append(record)
-        for group, records in groups.items():
-            with formatter.section(group):
-                formatter.write_dl(records)
-        self.format_commands(ctx, formatter)
-
-
-app = typer.Typer(
-    cls=GroupedHelp,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
-)
 
 
 def train_command(
@@ -86,13 +56,13 @@ def train_command(
         raise typer.Exit(WRONG_INPUT)
     try:
         if resume is not None:
-            _quiet()
+            quiet()
             from simcse_train.training.start import resume as resume_run
 
             resume_run(resume, {**from_file, **given})
         else:
             validated = make_config({**from_file, **given})
-            _quiet()
+            quiet()
             from simcse_train.training.start import train
 
             train(validated)
@@ -147,59 +117,6 @@ def _with_settings(command: Any) -> Any:
 app.callback(invoke_without_command=True)(_with_settings(train_command))
 
 
-@app.command("export")
-def export_command(
-    source: Annotated[Path, typer.Argument(metavar="RUN_OR_CHECKPOINT")],
-    target: Annotated[Path, typer.Argument(metavar="OUT")],
-    checkpoint: Annotated[
-        str | None, typer.Option(metavar="WHICH", help="best or last. [default: best where there is one]")
-    ] = None,
-) -> None:
-    """Write the encoder of a run as a folder that sentence-transformers and transformers load."""
-    if checkpoint not in (None, "best", "last"):
-        raise InputError(f"--checkpoint {checkpoint} must be best or last.")
-    _quiet()
-    from simcse_train.export.folder import export
-
-    used = export(source, target, checkpoint)
-    typer.echo(f"Exported {used} to {target}.")
-
-
-@app.command("evaluate")
-def evaluate_command(
-    encoder: EncoderArgument,
-    data: Annotated[Path, typer.Option(metavar="PATH", help="Folder with the STS sets, or a file of labelled pairs.")],
-    pooling: PoolingOption = "auto",
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
-) -> None:
-    """Score an encoder: Spearman x 100 on STS tables or your own pairs."""
-    _quiet()
-    from simcse_train.evaluation.sts import as_json, evaluate, table
-    from simcse_train.export.folder import load_saved_encoder
-
-    rows = evaluate(load_saved_encoder(encoder, pooling=pooling), data, show_progress=sys.stderr.isatty())
-    typer.echo(as_json(rows) if json else table(rows))
-
-
-@app.command("encode")
-def encode_command(
-    encoder: EncoderArgument,
-    source: Annotated[
-        str, typer.Argument(metavar="INPUT", help="Text file, one sentence a line, or - for standard input.")
-    ],
-    target: Annotated[Path, typer.Argument(metavar="OUTPUT.npy")],
-    normalize: Annotated[bool, typer.Option(help="Scale every row to length 1.")] = True,
-    pooling: PoolingOption = "auto",
-) -> None:
-    """Write one float32 row per input line."""
-    _quiet()
-    from simcse_train.export.folder import load_saved_encoder
-    from simcse_train.search.encode import encode_file
-
-    rows, width = encode_file(load_saved_encoder(encoder, pooling=pooling), source, target, normalized=normalize)
-    typer.echo(f"Wrote {rows:,} rows of {width} to {target}.")
-
-
 class _Screen(logging.Handler):
     """Writes messages above the progress bar."""
 
@@ -207,14 +124,6 @@ class _Screen(logging.Handler):
         from tqdm import tqdm
 
         tqdm.write(self.format(record), file=sys.stderr)
-
-
-def _quiet() -> None:
-    """Silence the messages and progress bars of transformers; only the command line may, not the library."""
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
 
 
 def main() -> NoReturn:

@@ -1,0 +1,48 @@
+"""What all commands share: the application, its help, and the arguments that several of them take."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+EncoderArgument = Annotated[
+    str, typer.Argument(metavar="ENCODER", help="An export, a run, a checkpoint, or a model's name.")
+]
+PoolingOption = Annotated[
+    str, typer.Option(metavar="WAY", help="auto, cls or mean; auto: as the model's files say, else cls.")
+]
+
+
+class GroupedHelp(TyperGroup):
+    """Lists the options in `--help` under the groups that `TrainConfig` gives them."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write one section per group, then the commands."""
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                groups.setdefault(getattr(parameter, "rich_help_panel", None) or "Run", []).append(record)
+        for group, records in groups.items():
+            with formatter.section(group):
+                formatter.write_dl(records)
+        self.format_commands(ctx, formatter)
+
+
+app = typer.Typer(
+    cls=GroupedHelp,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+)
+
+
+def quiet() -> None:
+    """Silence the messages and progress bars of transformers; only the command line may, not the library."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()

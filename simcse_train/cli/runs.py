@@ -1,0 +1,29 @@
+"""Commands on a run: export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from simcse_train.cli.app import app, quiet
+from simcse_train.errors import InputError
+
+
+@app.command("export")
+def export_command(
+    source: Annotated[Path, typer.Argument(metavar="RUN_OR_CHECKPOINT")],
+    target: Annotated[Path, typer.Argument(metavar="OUT")],
+    checkpoint: Annotated[
+        str | None, typer.Option(metavar="WHICH", help="best or last. [default: best where there is one]")
+    ] = None,
+) -> None:
+    """Write the encoder of a run as a folder that sentence-transformers and transformers load."""
+    if checkpoint not in (None, "best", "last"):
+        raise InputError(f"--checkpoint {checkpoint} must be best or last.")
+    quiet()
+    from simcse_train.export.folder import export
+
+    used = export(source, target, checkpoint)
+    typer.echo(f"Exported {used} to {target}.")
