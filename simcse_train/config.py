@@ -9,10 +9,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, cast, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from simcse_train.errors import InputError
@@ -35,8 +35,9 @@ def _as_list(value: object) -> object:
     return [value] if isinstance(value, str | Path) else value
 
 
-Paths = Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)]
+Paths = Annotated[list[str], BeforeValidator(_as_list)]
 Unit = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 
@@ -47,7 +48,10 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
 
     data: Paths = _setting(
-        TEXT, "Text to learn from: file, folder, glob, or - for standard input.", "PATH", default=...
+        TEXT, "Text to learn from: file, folder, glob, or - for standard input.", "PATH", auto="none with --pairs", default=[]
+    )
+    pairs: str | None = _setting(
+        TEXT, "Pairs to learn from: anchor, positive and, if you have it, hard negative; alone or with --data.", "FILE"
     )
     text_column: str | None = _setting(
         TEXT, "Column of csv, tsv, jsonl or parquet.", "NAME", auto="the only one with text"
@@ -69,10 +73,38 @@ class TrainConfig(BaseModel):
     )
     dropout: Unit | None = _setting(ENCODER, "Dropout of hidden states and attention.", "P", auto="the model's own")
 
-    objective: Literal["ntxent", "infonce"] = _setting(
-        OBJECTIVE, "Loss; infonce is the paper's equation.", default="ntxent"
+    objective: Literal["ntxent", "infonce", "debiased", "soft", "relational", "neighbours", "queue"] = _setting(
+        OBJECTIVE, "Loss on the text; infonce is the paper's equation.", default="ntxent"
     )
     temperature: Positive = _setting(OBJECTIVE, "Divides the cosines.", "X", default=0.05)
+    view: Literal["dropout", "repetition"] = _setting(
+        OBJECTIVE, "What makes a second view: dropout alone, or repeated words too.", default="dropout"
+    )
+    mask_similar: Annotated[float, Field(gt=0, lt=1)] | None = _setting(
+        OBJECTIVE,
+        "Quantile of the cosines between sentences before training above which none is a negative, such as 0.99.",
+        "Q",
+        auto="off",
+    )
+    start_weight: Share | None = _setting(
+        OBJECTIVE, "Share of the start's targets in the loss.", "X", of={"relational": 1, "soft": 1}
+    )
+    start_temperature: Positive | None = _setting(
+        OBJECTIVE, "Divides the cosines before training.", "X", of={"relational": 0.1, "soft": 0.04}
+    )
+    neighbours: Annotated[int, Field(ge=0)] | None = _setting(
+        OBJECTIVE, "Nearest neighbours of a sentence to use.", "K", of={"relational": 10, "soft": 0, "neighbours": 5}
+    )
+    tau_plus: Unit | None = _setting(
+        OBJECTIVE, "Assumed share of sentences with the anchor's meaning.", "P", of={"debiased": 0.1}
+    )
+    beta: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = _setting(
+        OBJECTIVE, "Weight of hard negatives.", "X", of={"debiased": 0}
+    )
+    queue_size: Count | None = _setting(
+        OBJECTIVE, "Past sentences that are negatives too.", "N", auto="2.5 batches for queue", of={"queue": 0}
+    )
+    momentum: Unit | None = _setting(OBJECTIVE, "Of the slow encoder behind the queue.", "X", of={"queue": 0.995})
 
     epochs: Count = _setting(OPTIMISATION, "Passes through the text.", "N", default=1)
     max_steps: Count | None = _setting(OPTIMISATION, "Stop after this many steps, whatever --epochs says.", "N")
@@ -110,6 +142,45 @@ class TrainConfig(BaseModel):
     keep: Count = _setting(SAVING, "Newest checkpoints to keep, in addition to the best.", "N", default=2)
     log_every: Count = _setting(SAVING, "Steps between lines of metrics.jsonl.", "N", default=10)
 
+    @model_validator(mode="after")
+    def _settings_fit_together(self) -> TrainConfig:
+        """Refuse a setting that the others make meaningless."""
+        if not self.data and not self.pairs:
+            raise ValueError("--data is missing: name the text to learn from, for example --data corpus.txt.")
+        for name, field in type(self).model_fields.items():
+            objectives = _extra(field)["of"]
+            if objectives and getattr(self, name) is not None and self.objective not in objectives:
+                raise ValueError(
+                    f"{option(name)} {getattr(self, name)} is for --objective {' or '.join(objectives)}, and the objective is "
+                    f"{self.objective}. Leave it out, or choose such an objective."
+                )
+        if self.objective == "neighbours" and self.neighbours == 0:
+            raise ValueError("--neighbours 0: --objective neighbours needs at least 1.")
+        if self.objective == "neighbours" and self.view != "dropout":
+            raise ValueError(
+                f"--view {self.view} does not combine with --objective neighbours, where a second view is a neighbour. "
+                "Leave one of them out."
+            )
+        if not self.data:
+            for name in ("objective", "view"):
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(
+                        f"{option(name)} {getattr(self, name)} is for the text of --data, and there are only --pairs, which "
+                        "are trained with the paper's supervised objective. Leave it out, or name a text."
+                    )
+        return self
+
+
+def objective_setting(config: TrainConfig, name: str) -> float:
+    """Return a setting that only some objectives have: as given, else the default for the chosen objective."""
+    given = getattr(config, name)
+    default: float = _extra(TrainConfig.model_fields[name])["of"][config.objective]
+    return default if given is None else float(given)
+
+
+def _extra(field: FieldInfo) -> dict[str, Any]:
+    return cast(dict[str, Any], field.json_schema_extra)
+
 
 def option(field: str) -> str:
     """Return the command line's name of a setting: `max_steps` is `--max-steps`."""
@@ -130,8 +201,8 @@ def _explain(error: ValidationError) -> str:
         near = difflib.get_close_matches(field.replace("-", "_"), TrainConfig.model_fields, n=1, cutoff=0.5)
         hint = f"Did you mean {near[0]!r}?" if near else f"The settings are {', '.join(TrainConfig.model_fields)}."
         return f"There is no setting {field!r}. {hint}"
-    if found["type"] == "missing":
-        return f"{option(field)} is missing: name the text to learn from, for example {option(field)} corpus.txt."
+    if not found["loc"]:  # from the check of all settings together
+        return found["msg"].removeprefix("Value error, ")
     return f"{option(field)} {found['input']}: {found['msg'][0].lower()}{found['msg'][1:]}."
 
 

@@ -1,10 +1,13 @@
 """The batches of a run: `[a, a, b, b, ...]`, packed, each a function of (seed, step) alone.
 
-The order of an epoch is a function of (seed, epoch), so a resumed run reads nothing of what came before its step.
+The order of an epoch is a function of (seed, epoch), so a resumed run reads nothing of what came before its step. Where a
+run has training pairs, an epoch also holds their batches, `[a, a+, b, b+, ...]` or with a hard negative `[a, a+, a-, ...]`,
+evenly spread among those of the text.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,7 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from simcse_train.data.corpus import Corpus
+from simcse_train.data.sentences import Sentences
+from simcse_train.data.training_pairs import TrainingPairs
+from simcse_train.data.views import Repetition, neighbour_of_each
 from simcse_train.encoders.packing import pack
 
 VIEWS = 2
@@ -24,11 +29,13 @@ HELD_OUT = 512  # sentences that are measured on and never trained on
 class Batch:
     """N sentences with V rows each, `[a, a', b, b', ...]`, packed."""
 
-    sentences: NDArray[np.int64]  # (N,): the number of each sentence in the corpus
+    sentences: NDArray[np.int64]  # (N,): the number of each sentence in the text
     views: int  # V, rows per sentence
     tokens: Tensor  # (total,): the token ids of all rows, one after another
     lengths: Tensor  # (N * V,)
     texts: Tensor  # (N * V,): equal where two rows have the same tokens, whichever sentence they came from
+    sources: NDArray[np.int64]  # (N * V,): the number of the sentence that each row holds, negative where it holds none
+    paired: bool = False  # whether it holds training pairs
 
     def parts(self, size: int | None) -> list[tuple[Tensor, Tensor]]:
         """Return tokens (total,) and lengths (rows,) in parts of at most `size` sentences; without a size, in one part."""
@@ -39,39 +46,110 @@ class Batch:
 
 @dataclass
 class Batches:
-    """All batches of a run over a corpus without its held-out sentences; both sorted arrays are numbers of sentences."""
+    """All batches of a run over a text without its held-out sentences, or over training pairs, or over both.
 
-    corpus: Corpus
-    held_out: NDArray[np.int64]  # rising
+    The sentences of the pairs are numbered after those of the text.
+    """
+
+    text: Sentences | None
+    held_out: NDArray[np.int64]  # rising numbers of sentences
     batch_size: int
     seed: int
     device: torch.device
+    pairs: TrainingPairs | None = None
+    repetition: Repetition | None = None  # repeats words in second views
+    members: NDArray[np.int32] | None = None  # (sentences, K + 1): neighbourhoods that second views are drawn from
 
     def __post_init__(self) -> None:
-        self._order: tuple[int, NDArray[np.int64]] | None = None  # (epoch, its order)
+        self._orders: dict[int, tuple[int, NDArray[np.int64]]] = {}  # of as many items: epoch, its order
 
     @property
     def sentences(self) -> int:
-        """The number of sentences that are trained on."""
-        return len(self.corpus) - len(self.held_out)
+        """The number of sentences of the text that are trained on."""
+        return len(self.text) - len(self.held_out) if self.text is not None else 0
+
+    @property
+    def trained(self) -> NDArray[np.int64]:
+        """The numbers of all sentences of the text that are trained on, rising."""
+        return skip_held_out(np.arange(self.sentences), self.held_out)
 
     @property
     def per_epoch(self) -> int:
         """The number of batches in an epoch."""
-        return batches_per_epoch(self.sentences, self.batch_size)
+        return batches_per_epoch(self.sentences, self.batch_size) + self._paired_per_epoch
+
+    @property
+    def _paired_per_epoch(self) -> int:
+        return batches_per_epoch(len(self.pairs.rows), self.batch_size) if self.pairs is not None else 0
 
     def measured(self) -> list[list[int]]:
-        """Return the token ids of the sentences to measure on: those held out, or all of a text too short for that."""
-        return self.corpus.tokens(self.held_out if len(self.held_out) else np.arange(len(self.corpus)))
+        """Return the token ids of the sentences to measure on: those held out, or all of a text too short for that.
+
+        Without a text they are some of the sentences of the pairs.
+        """
+        if self.text is None:
+            assert self.pairs is not None
+            count = len(self.pairs.sentences)
+            return self.pairs.sentences.tokens(np.linspace(0, count - 1, min(HELD_OUT, count), dtype=np.int64))
+        return self.text.tokens(self.held_out if len(self.held_out) else np.arange(len(self.text)))
+
+    def tokens(self, numbers: NDArray[np.int64]) -> list[list[int]]:
+        """Return the token ids of sentences of the text or the pairs."""
+        of_text, of_pairs = self._split(numbers)
+        found = dict(zip(of_text.tolist(), self.text.tokens(of_text), strict=True)) if self.text is not None else {}
+        if self.pairs is not None:
+            tokens = self.pairs.sentences.tokens(of_pairs - self._first_paired)
+            found |= zip(of_pairs.tolist(), tokens, strict=True)
+        return [found[number] for number in numbers.tolist()]
+
+    def texts(self, numbers: NDArray[np.int64]) -> list[str]:
+        """Return sentences of the text, then those of the pairs."""
+        of_text, of_pairs = self._split(numbers)
+        found = self.text.texts(of_text) if self.text is not None else []
+        return found + (self.pairs.sentences.texts(of_pairs - self._first_paired) if self.pairs is not None else [])
 
     def at(self, step: int) -> Batch:
         """Return the batch of a step, counted from 0 over all epochs."""
         epoch, position = divmod(step, self.per_epoch)
-        if self._order is None or self._order[0] != epoch:
-            self._order = epoch, epoch_order(self.sentences, seed=self.seed, epoch=epoch)
-        chosen = self._order[1][position * self.batch_size : (position + 1) * self.batch_size]
-        numbers = skip_held_out(chosen, self.held_out)
-        return two_views(self.corpus.tokens(numbers), numbers, self.device)
+        # Evenly spread: before a position stand its share of the batches of pairs, rounded down.
+        before, after = (place * self._paired_per_epoch // self.per_epoch for place in (position, position + 1))
+        if after > before:
+            assert self.pairs is not None
+            return self._pairs_at(self._chosen(len(self.pairs.rows), epoch, before))
+        numbers = skip_held_out(self._chosen(self.sentences, epoch, position - before), self.held_out)
+        assert self.text is not None
+        rows = self.text.tokens(numbers)
+        if self.repetition is None and self.members is None:
+            return two_views(rows, numbers, self.device)
+        random = np.random.default_rng([self.seed, step, 1])
+        if self.members is None:
+            assert self.repetition is not None
+            return two_views(rows, numbers, self.device, numbers, [self.repetition.repeat(row, random) for row in rows])
+        neighbours = neighbour_of_each(self.members[numbers], random)
+        return two_views(rows, numbers, self.device, neighbours, self.text.tokens(neighbours))
+
+    def _pairs_at(self, chosen: NDArray[np.int64]) -> Batch:
+        """Return the batch of the training pairs with these numbers."""
+        assert self.pairs is not None
+        table = self.pairs.rows[chosen]  # (N, V)
+        flat = table.ravel()
+        rows = self.pairs.sentences.tokens(flat.clip(min=0))
+        sources = np.where(flat < 0, flat, flat + self._first_paired)
+        return _batch(rows, sources[:: table.shape[1]], table.shape[1], self.device, sources, paired=True)
+
+    def _chosen(self, items: int, epoch: int, index: int) -> NDArray[np.int64]:
+        """Return the items of the batch with this index among those of an epoch over so many items."""
+        if items not in self._orders or self._orders[items][0] != epoch:
+            self._orders[items] = epoch, epoch_order(items, seed=self.seed, epoch=epoch)
+        return self._orders[items][1][index * self.batch_size : (index + 1) * self.batch_size]
+
+    @property
+    def _first_paired(self) -> int:
+        return len(self.text) if self.text is not None else 0
+
+    def _split(self, numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        is_paired = numbers >= self._first_paired
+        return numbers[~is_paired], numbers[is_paired]
 
 
 def held_out_sentences(sentences: int) -> NDArray[np.int64]:
@@ -102,9 +180,41 @@ def skip_held_out(positions: NDArray[np.int64], held_out: NDArray[np.int64]) -> 
     return positions + np.searchsorted(trained_before, positions, side="right")
 
 
-def two_views(rows: Sequence[Sequence[int]], sentences: NDArray[np.int64], device: torch.device | str = "cpu") -> Batch:
-    """Return the batch in which the token ids of each sentence stand twice in a row (Gao, Yao & Chen 2021, section 3)."""
-    first_seen: dict[bytes, int] = {}
-    texts = [first_seen.setdefault(np.asarray(row, dtype=np.int64).tobytes(), len(first_seen)) for row in rows]
-    tokens, lengths = pack([row for row in rows for _ in range(VIEWS)], device)
-    return Batch(sentences, VIEWS, tokens, lengths, torch.tensor(texts, device=device).repeat_interleave(VIEWS))
+def two_views(
+    rows: Sequence[Sequence[int]],
+    sentences: NDArray[np.int64],
+    device: torch.device | str = "cpu",
+    second: NDArray[np.int64] | None = None,
+    second_rows: Sequence[Sequence[int]] | None = None,
+) -> Batch:
+    """Return the batch in which the token ids of each sentence stand twice in a row (Gao, Yao & Chen 2021, section 3).
+
+    `second` and `second_rows` are the numbers and token ids of other second views.
+    """
+    others = rows if second_rows is None else second_rows
+    sources = np.stack([sentences, sentences if second is None else second], axis=1).ravel()
+    return _batch([row for pair in zip(rows, others, strict=True) for row in pair], sentences, VIEWS, device, sources)
+
+
+def _batch(
+    rows: Sequence[Sequence[int]],
+    sentences: NDArray[np.int64],
+    views: int,
+    device: torch.device | str,
+    sources: NDArray[np.int64],
+    *,
+    paired: bool = False,
+) -> Batch:
+    """Return the batch with these rows; one whose source is negative fills a place and has a negative text."""
+    # A hash and not a number within the batch: rows of other processes and of past batches can be compared too.
+    texts = [
+        source if source < 0 else _text_of(row) for row, source in zip(rows, sources.tolist(), strict=True)
+    ]
+    tokens, lengths = pack(rows, device)
+    return Batch(sentences, views, tokens, lengths, torch.tensor(texts, device=device), sources, paired)
+
+
+def _text_of(row: Sequence[int]) -> int:
+    """Return a number from 0 to 2^63 that is the same for the same token ids and differs, almost surely, for others."""
+    digest = hashlib.blake2b(np.asarray(row, dtype=np.int64).tobytes(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1

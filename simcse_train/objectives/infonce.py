@@ -1,4 +1,4 @@
-"""InfoNCE: the paper's own objective, first views against second views."""
+"""InfoNCE: the paper's own objective, first views against second views, and against hard negatives where there are any."""
 
 from __future__ import annotations
 
@@ -8,25 +8,29 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from simcse_train.objectives.objective import Rows, Stateless
-from simcse_train.objectives.similarity import MASKED, normalized, same_text
+from simcse_train.objectives.objective import ABSENT, Rows, Stateless
+from simcse_train.objectives.similarity import MASKED, never_negative, normalized
 
 
 @dataclass(frozen=True)
 class InfoNCE(Stateless):
-    """Cross entropy over N anchors, each with one positive and N-1 negatives.
+    """Cross entropy over N anchors, each with one positive, N-1 negatives, and the N hard negatives of a third view.
 
-    Source: Gao, Yao & Chen 2021, equation 4.
+    Source: Gao, Yao & Chen 2021, equation 4 for two views and equation 5 for anchor, positive and hard negative.
     """
 
     temperature: float
 
     def loss(self, embeddings: Tensor, rows: Rows) -> Tensor:
-        """Return the mean loss of the N anchors; embeddings: (2N, hidden) in pairs `[a, a', b, b', ...]`."""
+        """Return the mean loss of the N anchors; embeddings: (N * V, hidden), `[a, a', b, b', ...]` or `[a, a+, a-, ...]`."""
         views = normalized(embeddings)
-        first, second = views[0::2], views[1::2]  # (N, hidden) each
-        similarities = first @ second.T / self.temperature  # (N, N)
-        positive = torch.arange(len(first), device=views.device)
-        masked = same_text(rows.texts[0::2])
-        masked[positive, positive] = False
-        return cross_entropy(similarities.masked_fill(masked, MASKED), positive)
+        places = torch.arange(len(views), device=views.device)
+        candidates = torch.cat([places[view :: rows.views] for view in range(1, rows.views)])  # (N * (V - 1),)
+        similarities = views[0 :: rows.views] @ views[candidates].T / self.temperature  # (N, N * (V - 1))
+        masked = never_negative(rows)[0 :: rows.views, candidates]
+        anchors = places[: len(similarities)]
+        masked[anchors, anchors] = False
+        if rows.views > 2:  # an anchor's own hard negative is one however similar the start finds them
+            first, hard = rows.texts[0 :: rows.views], rows.texts[2 :: rows.views]
+            masked[anchors, len(anchors) + anchors] = (hard == first) | (hard == ABSENT)
+        return cross_entropy(similarities.masked_fill(masked, MASKED), anchors)

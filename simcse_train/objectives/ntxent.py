@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from simcse_train.objectives.objective import Rows, Stateless
-from simcse_train.objectives.similarity import MASKED, normalized, same_text
+from simcse_train.objectives.similarity import MASKED, never_negative, normalized
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,6 @@ class NTXent(Stateless):
         similarities = views @ views.T / self.temperature  # (2N, 2N)
         anchors = torch.arange(len(views), device=views.device)
         positive = anchors ^ 1  # [1, 0, 3, 2, ...]
-        masked = same_text(rows.texts)  # the anchor itself, and rows with the same text
+        masked = never_negative(rows)  # the anchor itself among them
         masked[anchors, positive] = False
         return cross_entropy(similarities.masked_fill(masked, MASKED), positive)

@@ -4,14 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from simcse_train.config import TrainConfig
+from simcse_train.config import TrainConfig, objective_setting
+from simcse_train.objectives.debiased import Debiased
 from simcse_train.objectives.infonce import InfoNCE
+from simcse_train.objectives.neighbours import Neighbours
 from simcse_train.objectives.ntxent import NTXent
 from simcse_train.objectives.objective import Objective
+from simcse_train.objectives.queue import Queue
+from simcse_train.objectives.relational import Relational
+from simcse_train.objectives.soft import Soft
+
+
+def _from_start(kind: type[Relational] | type[Soft], config: TrainConfig) -> Objective:
+    return kind(
+        config.temperature,
+        objective_setting(config, "start_temperature"),
+        objective_setting(config, "start_weight"),
+        smoothed=objective_setting(config, "neighbours") > 0,
+    )
+
 
 OBJECTIVES: dict[str, Callable[[TrainConfig], Objective]] = {
     "ntxent": lambda config: NTXent(config.temperature),
     "infonce": lambda config: InfoNCE(config.temperature),
+    "debiased": lambda config: Debiased(
+        config.temperature, objective_setting(config, "tau_plus"), objective_setting(config, "beta")
+    ),
+    "soft": lambda config: _from_start(Soft, config),
+    "relational": lambda config: _from_start(Relational, config),
+    "neighbours": lambda config: Neighbours(config.temperature),
+    "queue": lambda config: Queue(config.temperature, config.queue_size or 5 * config.batch_size // 2),
 }
 
 
