@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-REPEATED = 0.32  # at most this share of the tokens (Wu et al. 2022, arXiv 2109.04380, table of settings for BERT-base)
+REPEATED = 0.32  # at most this share of the tokens (Wu et al. 2022)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from simcse_train.objectives.objective import ABSENT, Rows, Stateless
+from simcse_train.objectives.objective import Rows, Stateless
 from simcse_train.objectives.similarity import MASKED, never_negative, normalized
 
 
@@ -32,5 +32,5 @@ class InfoNCE(Stateless):
         masked[anchors, anchors] = False
         if rows.views > 2:  # an anchor's own hard negative is one however similar the start finds them
             first, hard = rows.texts[0 :: rows.views], rows.texts[2 :: rows.views]
-            masked[anchors, len(anchors) + anchors] = (hard == first) | (hard == ABSENT)
+            masked[anchors, len(anchors) + anchors] = (hard == first) | (hard < 0)
         return cross_entropy(similarities.masked_fill(masked, MASKED), anchors)

@@ -10,8 +10,6 @@ from torch import Tensor
 # What an objective may ask for; the trainer computes only that, and it is the name of a field of `Rows`.
 Need = Literal["start", "smoothed", "members", "momentum"]
 
-ABSENT = -1  # the text of a row that fills the place of a hard negative that a pair does not have
-
 
 @dataclass(frozen=True)
 class Rows:
@@ -21,7 +19,7 @@ class Rows:
     """
 
     views: int
-    texts: Tensor  # (rows,): equal where two rows have the same tokens; such rows are never pushed apart
+    texts: Tensor  # (rows,): equal where two rows have the same tokens; negative where a row only fills a place
     start: Tensor | None = None  # (rows, hidden): the row's sentence under the frozen start, of length 1
     smoothed: Tensor | None = None  # (rows, hidden): the same, moved towards its nearest neighbours, of length 1
     members: Tensor | None = None  # (rows, K + 1): the numbers of the row's sentence and of its mutual neighbours

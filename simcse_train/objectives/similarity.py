@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from simcse_train.objectives.objective import ABSENT, Rows
+from simcse_train.objectives.objective import Rows
 
 # -inf, not a large negative number: bfloat16 would round that, and a masked row would still have a gradient.
 MASKED = float("-inf")
@@ -26,11 +26,11 @@ def same_text(texts: Tensor) -> Tensor:
 def never_negative(rows: Rows) -> Tensor:
     """Return the (rows, rows) mask that is True where a row must not be pushed away from another.
 
-    These are rows with the same text, rows that are absent, sentences whose neighbourhoods share a member, and sentences
+    These are rows with the same text, rows that only fill a place, sentences whose neighbourhoods share a member, and sentences
     that the frozen start finds more similar than `similar_above` (probable false negatives). The diagonal is True, and so
     is the place of the positive, which the caller makes False.
     """
-    masked = same_text(rows.texts) | (rows.texts == ABSENT)[None, :]
+    masked = same_text(rows.texts) | (rows.texts < 0)[None, :]
     if rows.members is not None:
         # Column against column: a tensor of all comparisons at once would have (K + 1)^2 times the entries.
         for mine in rows.members.unbind(1):

@@ -1,0 +1,64 @@
+"""What the frozen start makes of sentences: their embeddings, and the same moved towards their nearest neighbours.
+
+A bank of at most 16,384 evenly spaced sentences is embedded before the first step, and kept in the cache; a shorter text is
+in it as a whole. A sentence outside the bank is embedded when it is asked for, so a text of millions of lines costs no more
+at the beginning than one of 16,384. Neighbours are sought in the bank.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from simcse_train.encoders.encoder import Encoder
+from simcse_train.search.embeddings import Autocast, Tokens, cached_embeddings, embed_rows
+from simcse_train.search.index import nearest, smoothed
+
+BANK = 16_384
+QUANTILE_SAMPLE = 2048  # sentences whose pairs give the quantile of the cosines
+
+
+class Bank:
+    """The frozen start and the embeddings of the sentences in the bank."""
+
+    def __init__(
+        self, encoder: Encoder, tokens: Tokens, numbers: NDArray[np.int64], text: str, precision: str, autocast: Autocast
+    ) -> None:
+        """Embed a bank of the sentences with these numbers (rising); the other parameters are as in `cached_embeddings`."""
+        self.encoder, self._tokens, self._autocast = encoder, tokens, autocast
+        self.numbers = numbers[np.linspace(0, len(numbers) - 1, min(BANK, len(numbers)), dtype=np.int64)]
+        held = cached_embeddings(encoder, tokens, self.numbers, text, precision=precision, autocast=autocast)
+        self.embeddings = normalize(torch.from_numpy(np.array(held)).to(encoder.device).float())  # (bank, hidden)
+
+    def start(self, numbers: NDArray[np.int64]) -> Tensor:
+        """Return the start's embeddings (numbers, hidden) of sentences, of length 1; 0 for a negative number."""
+        distinct, inverse = np.unique(numbers, return_inverse=True)
+        places = self._places(distinct)
+        found = self.embeddings[places.clamp(min=0)]
+        missing = np.flatnonzero((places < 0).cpu().numpy() & (distinct >= 0))
+        if len(missing):
+            found[torch.from_numpy(missing)] = embed_rows(self.encoder, self._tokens(distinct[missing]), self._autocast)
+        found[torch.from_numpy(distinct < 0)] = 0
+        return found[torch.from_numpy(inverse)]
+
+    def smoothed(self, numbers: NDArray[np.int64], embeddings: Tensor, k: int) -> Tensor:
+        """Return the start's embeddings (numbers, hidden) of sentences moved towards their k nearest ones in the bank."""
+        cosines, places = nearest(embeddings, self.embeddings, k, exclude=self._places(numbers))
+        return smoothed(embeddings, self.embeddings, cosines, places)
+
+    def quantile(self, share: float) -> float:
+        """Return the cosine that is above this share of the cosines between different sentences of the bank."""
+        count = min(QUANTILE_SAMPLE, len(self.numbers))
+        rows = self.embeddings[torch.from_numpy(np.linspace(0, len(self.numbers) - 1, count, dtype=np.int64))]
+        pairs = torch.triu_indices(count, count, offset=1)
+        cosines = (rows @ rows.T).cpu()[pairs[0], pairs[1]].numpy()
+        return float(np.quantile(cosines, share)) if len(cosines) else 1.0
+
+    def _places(self, numbers: NDArray[np.int64]) -> Tensor:
+        """Return where sentences stand in the bank (numbers,), -1 for those that do not."""
+        places = np.searchsorted(self.numbers, numbers).clip(max=len(self.numbers) - 1)
+        inside = np.where(self.numbers[places] == numbers, places, -1)
+        return torch.from_numpy(inside).to(self.embeddings.device)
