@@ -24,10 +24,21 @@ OPTIMISATION, EVALUATION, SAVING = "Optimisation", "Evaluation", "Saving"
 
 
 def _setting(
-    group: str, help_text: str, metavar: str = "", *, auto: str = "", default: Any = None, **limits: Any
+    group: str,
+    help_text: str,
+    metavar: str = "",
+    *,
+    auto: str = "",
+    default: Any = None,
+    of: Mapping[str, float] | None = None,
+    **limits: Any,
 ) -> Any:
-    """Declare a setting: its group and help on the command line; `auto` describes a default of None or auto."""
-    extra: dict[str, Any] = {"group": group, "metavar": metavar, "auto": auto}
+    """Declare a setting: its group and help on the command line; `auto` says in words what a default of None or auto is.
+
+    `of` is for a setting that only some objectives have: their names, each with the value that it takes by default.
+    """
+    auto = auto or ", ".join(f"{value:g} for {name}" for name, value in (of or {}).items())
+    extra: dict[str, Any] = {"group": group, "metavar": metavar, "auto": auto, "of": dict(of or {})}
     return Field(default=default, description=help_text, json_schema_extra=extra, **limits)
 
 
@@ -48,7 +59,11 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
 
     data: Paths = _setting(
-        TEXT, "Text to learn from: file, folder, glob, or - for standard input.", "PATH", auto="none with --pairs", default=[]
+        TEXT,
+        "Text to learn from: file, folder, glob, or - for standard input.",
+        "PATH",
+        auto="none with --pairs",
+        default=[],
     )
     pairs: str | None = _setting(
         TEXT, "Pairs to learn from: anchor, positive and, if you have it, hard negative; alone or with --data.", "FILE"

@@ -70,8 +70,15 @@ class Batches:
 
     @property
     def trained(self) -> NDArray[np.int64]:
-        """The numbers of all sentences of the text that are trained on, rising."""
+        """The numbers of all sentences of the text that are trained on, rising; without a text those of the pairs."""
+        if self.text is None:
+            return np.arange(self.numbered)
         return skip_held_out(np.arange(self.sentences), self.held_out)
+
+    @property
+    def numbered(self) -> int:
+        """The number of sentences of the text and the pairs, held out or not."""
+        return self._first_paired + (len(self.pairs.sentences) if self.pairs is not None else 0)
 
     @property
     def per_epoch(self) -> int:
@@ -207,9 +214,7 @@ def _batch(
 ) -> Batch:
     """Return the batch with these rows; one whose source is negative fills a place and has a negative text."""
     # A hash and not a number within the batch: rows of other processes and of past batches can be compared too.
-    texts = [
-        source if source < 0 else _text_of(row) for row, source in zip(rows, sources.tolist(), strict=True)
-    ]
+    texts = [source if source < 0 else _text_of(row) for row, source in zip(rows, sources.tolist(), strict=True)]
     tokens, lengths = pack(rows, device)
     return Batch(sentences, views, tokens, lengths, torch.tensor(texts, device=device), sources, paired)
 

@@ -62,7 +62,9 @@ def read_training_pairs(path: Path) -> Iterator[tuple[str, ...]]:
         if columns is None:
             header = [field.strip().lower() for field in fields]
             known = next((names for names in NAMES if set(names[:2]) <= set(header)), None)
-            columns = [header.index(name) for name in known if name in header] if known else list(range(len(fields)))[:3]
+            columns = (
+                [header.index(name) for name in known if name in header] if known else list(range(len(fields)))[:3]
+            )
             if known:
                 continue
         record = [fields[column].strip() if column < len(fields) else "" for column in columns]
@@ -110,7 +112,9 @@ def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
             for fields in reader:
                 yield numbered[0], fields
         except csv.Error as error:
-            raise InputError(f"--pairs {path}, line {reader.line_num} is not valid csv ({error}). Fix the line.") from None
+            raise InputError(
+                f"--pairs {path}, line {reader.line_num} is not valid csv ({error}). Fix the line."
+            ) from None
 
 
 def _digest(records: list[tuple[str, ...]]) -> str:

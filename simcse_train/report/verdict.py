@@ -14,15 +14,28 @@ MEASURES = ("score", "alignment", "uniformity")
 
 
 def announcement(
-    run: Path, config: TrainConfig, encoder: Encoder, counts: Counts, held_out: int, steps: int
+    run: Path, config: TrainConfig, encoder: Encoder, counts: Counts | None, pairs: int, held_out: int, steps: int
 ) -> list[str]:
-    """Return the lines that say, before the first step, what was read and how it will be trained on."""
+    """Return the lines that say, before the first step, what was read and how it will be trained on.
+
+    counts are those of the text, None without one; pairs is the number of training pairs.
+    """
     parts = f" in parts of {config.micro_batch_size}" if config.micro_batch_size else ""
-    lines = [
-        f"Text: {counts.lines:,} lines, {counts.empty:,} empty and {counts.duplicates:,} duplicates dropped, "
-        f"{counts.cut:,} cut at {config.max_length} tokens; {counts.sentences:,} sentences remain, "
-        + (f"{held_out} of them held out." if held_out else "too few to hold any out."),
-        f"Training: {steps:,} steps of {config.batch_size} sentences{parts}, {config.objective}, {encoder.pooling} "
+    lines = []
+    if counts is not None:
+        lines.append(
+            f"Text: {counts.lines:,} lines, {counts.empty:,} empty and {counts.duplicates:,} duplicates dropped, "
+            f"{counts.cut:,} cut at {config.max_length} tokens; {counts.sentences:,} sentences remain, "
+            + (f"{held_out} of them held out." if held_out else "too few to hold any out.")
+        )
+    if pairs:
+        batches = (
+            "in batches of their own, evenly spread among those of the text" if counts is not None else "and no text"
+        )
+        lines.append(f"Pairs: {pairs:,}, {batches}; their objective is the paper's supervised one (equation 5).")
+    objective = config.objective if counts is not None else "supervised"
+    lines += [
+        f"Training: {steps:,} steps of {config.batch_size} sentences{parts}, {objective}, {encoder.pooling} "
         f"pooling, {'with' if encoder.head else 'without'} head, {config.precision} on {config.device}, "
         f"{'packed' if encoder.packed else 'padded'} batches. Folder: {run}",
     ]

@@ -44,14 +44,15 @@ class State:
     step: int
     best_step: int | None
     best_score: float | None
-    corpus: str  # fingerprint of the text
-    sentences: int  # trained on
+    corpus: str | None  # fingerprint of the text
+    sentences: int  # of the text, trained on
     steps: int  # of the whole run
     settings: dict[str, Any]
     base_model: str
     scaler: dict[str, Any] | None  # of the gradients, with fp16
     versions: dict[str, str]
     pairs: str | None = None  # fingerprint of the labelled pairs
+    training_pairs: str | None = None  # fingerprint of the pairs that are trained on
 
     def config(self) -> TrainConfig:
         """Return the settings of the run; raises `InputError` if this version does not know one of them."""

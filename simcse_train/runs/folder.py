@@ -19,10 +19,11 @@ from simcse_train.runs.atomic import PARTIAL, remove_leftovers
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
+START = "start"  # the encoder that the run started from, where the objective needs it
 STANDARD_INPUT = "stdin.txt"
 LOCK = ".lock"
 
-__all__ = ["CHECKPOINTS", "CONFIG", "ENCODER", "LOCK", "METRICS", "STANDARD_INPUT"]
+__all__ = ["CHECKPOINTS", "CONFIG", "ENCODER", "LOCK", "METRICS", "STANDARD_INPUT", "START"]
 
 
 def checkpoint_path(run: Path, step: int) -> Path:
@@ -76,6 +77,7 @@ def remove_unused(run: Path) -> None:
     with contextlib.suppress(OSError):  # an error about this folder is already being reported
         for path in [run / name for name in (STANDARD_INPUT, CONFIG, LOCK)] + list(run.glob(f".*{PARTIAL}")):
             path.unlink(missing_ok=True)
+        shutil.rmtree(run / START, ignore_errors=True)
         if not any(run.iterdir()):
             run.rmdir()
 

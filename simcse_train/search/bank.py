@@ -22,32 +22,52 @@ QUANTILE_SAMPLE = 2048  # sentences whose pairs give the quantile of the cosines
 
 
 class Bank:
-    """The frozen start and the embeddings of the sentences in the bank."""
+    """The embeddings of the sentences in the bank, and the frozen start for the others."""
 
     def __init__(
-        self, encoder: Encoder, tokens: Tokens, numbers: NDArray[np.int64], text: str, precision: str, autocast: Autocast
+        self,
+        encoder: Encoder,
+        tokens: Tokens,
+        numbers: NDArray[np.int64],
+        text: str,
+        *,
+        asked: int,
+        precision: str,
+        autocast: Autocast,
     ) -> None:
-        """Embed a bank of the sentences with these numbers (rising); the other parameters are as in `cached_embeddings`."""
-        self.encoder, self._tokens, self._autocast = encoder, tokens, autocast
+        """Embed a bank of the sentences with these numbers (rising).
+
+        `asked` is how many different sentences will be asked for: where all of them are in the bank, the encoder is not
+        kept. The other parameters are those of `cached_embeddings`.
+        """
+        self._tokens, self._autocast = tokens, autocast
         self.numbers = numbers[np.linspace(0, len(numbers) - 1, min(BANK, len(numbers)), dtype=np.int64)]
+        self._encoder = encoder if asked > len(self.numbers) else None
         held = cached_embeddings(encoder, tokens, self.numbers, text, precision=precision, autocast=autocast)
         self.embeddings = normalize(torch.from_numpy(np.array(held)).to(encoder.device).float())  # (bank, hidden)
 
     def start(self, numbers: NDArray[np.int64]) -> Tensor:
         """Return the start's embeddings (numbers, hidden) of sentences, of length 1; 0 for a negative number."""
         distinct, inverse = np.unique(numbers, return_inverse=True)
+        return self._start(distinct)[torch.from_numpy(inverse)]
+
+    def smoothed(self, numbers: NDArray[np.int64], k: int) -> Tensor:
+        """Return the start's embeddings (numbers, hidden) of sentences moved towards their k nearest ones in the bank."""
+        distinct, inverse = np.unique(numbers, return_inverse=True)
+        found = self._start(distinct)
+        cosines, places = nearest(found, self.embeddings, k, exclude=self._places(distinct))
+        return smoothed(found, self.embeddings, cosines, places)[torch.from_numpy(inverse)]
+
+    def _start(self, distinct: NDArray[np.int64]) -> Tensor:
         places = self._places(distinct)
         found = self.embeddings[places.clamp(min=0)]
-        missing = np.flatnonzero((places < 0).cpu().numpy() & (distinct >= 0))
-        if len(missing):
-            found[torch.from_numpy(missing)] = embed_rows(self.encoder, self._tokens(distinct[missing]), self._autocast)
         found[torch.from_numpy(distinct < 0)] = 0
-        return found[torch.from_numpy(inverse)]
-
-    def smoothed(self, numbers: NDArray[np.int64], embeddings: Tensor, k: int) -> Tensor:
-        """Return the start's embeddings (numbers, hidden) of sentences moved towards their k nearest ones in the bank."""
-        cosines, places = nearest(embeddings, self.embeddings, k, exclude=self._places(numbers))
-        return smoothed(embeddings, self.embeddings, cosines, places)
+        missing = distinct[(places < 0).cpu().numpy() & (distinct >= 0)]
+        if len(missing):
+            assert self._encoder is not None
+            rows = embed_rows(self._encoder, self._tokens(missing), self._autocast)
+            found[torch.from_numpy(np.isin(distinct, missing))] = rows
+        return found
 
     def quantile(self, share: float) -> float:
         """Return the cosine that is above this share of the cosines between different sentences of the bank."""

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from simcse_train.runs.atomic import PARTIAL, flush
 BATCH = 64  # sentences embedded at once
 CHUNK = 4096  # sentences read, sorted by length, and written at once
 
+T = TypeVar("T", bound=np.generic)
 Autocast = Callable[[], AbstractContextManager[None]]
 Tokens = Callable[[NDArray[np.int64]], list[list[int]]]  # numbers of sentences -> their token ids
 
@@ -88,7 +90,7 @@ def encoder_fingerprint(encoder: Encoder) -> str:
     return found.hexdigest()
 
 
-def cached_array[T: np.generic](
+def cached_array(
     name: str, key: object, shape: tuple[int, int], dtype: type[T], write: Callable[[NDArray[T]], None]
 ) -> NDArray[T]:
     """Return an array from the cache, memory-mapped; `write` fills it if the cache has none under this name and key.

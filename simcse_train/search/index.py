@@ -95,7 +95,7 @@ def _from_index(queries: Tensor, keys: Tensor, k: int, exclude: Tensor | None) -
         ) from None
     lists = round(4 * math.sqrt(len(keys)))
     index = faiss.index_factory(keys.shape[1], f"IVF{lists},SQ8", faiss.METRIC_INNER_PRODUCT)
-    index.nprobe = PROBES
+    index.nprobe = PROBES  # type: ignore[attr-defined]
     sample = torch.from_numpy(np.linspace(0, len(keys) - 1, min(len(keys), TRAINING * lists), dtype=np.int64))
     index.train(_float32(keys[sample]))
     for start in range(0, len(keys), KEY_BLOCK):

@@ -18,21 +18,23 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from simcse_train.config import TrainConfig
-from simcse_train.data.batches import Batch, Batches, held_out_sentences
+from simcse_train.data.batches import Batch
 from simcse_train.data.corpus import Corpus
 from simcse_train.data.pairs import Pair, fingerprint
+from simcse_train.data.training_pairs import TrainingPairs
 from simcse_train.encoders.encoder import Encoder
 from simcse_train.errors import InputError, Stopped, TrainingError
-from simcse_train.objectives.objective import Rows
+from simcse_train.objectives.infonce import InfoNCE
 from simcse_train.objectives.registry import make_objective
 from simcse_train.randomness import seeded
 from simcse_train.runs.checkpoint import State, load_objective_state, load_optimizer, prune, save_checkpoint
 from simcse_train.runs.folder import checkpoints
 from simcse_train.training.monitor import Monitor
 from simcse_train.training.optimizer import clear_gradients, keep_embedding_gradient, learning_rate_at, make_optimizer
-from simcse_train.training.plan import versions
+from simcse_train.training.plan import make_batches, versions
 from simcse_train.training.step import forward_backward
 from simcse_train.training.stopping import StopRequests
+from simcse_train.training.teachers import Teachers
 
 logger = logging.getLogger(__name__)
 
@@ -41,9 +43,16 @@ class Trainer:
     """A run in memory: what it trains, with what, and at which step it is."""
 
     def __init__(
-        self, run: Path, config: TrainConfig, encoder: Encoder, corpus: Corpus, pairs: list[Pair] | None
+        self,
+        run: Path,
+        config: TrainConfig,
+        encoder: Encoder,
+        corpus: Corpus | None,
+        training_pairs: TrainingPairs | None,
+        pairs: list[Pair] | None,
     ) -> None:
         self.run, self.config, self.corpus, self.pairs = run, config, corpus, pairs
+        self.training_pairs = training_pairs
         self.accelerator = _accelerator(config)
         self.encoder = encoder.to(self.accelerator.device)
         for name, parameter in encoder.named_parameters():
@@ -51,10 +60,12 @@ class Trainer:
                 parameter.requires_grad_(False)
         keep_embedding_gradient(encoder.model)
         self.objective = make_objective(config)
+        self.paired_objective = InfoNCE(config.temperature)  # with hard negatives (Gao, Yao & Chen 2021, equation 5)
         self.adamw = make_optimizer(encoder, config)
         self.optimizer = self.accelerator.prepare(self.adamw)  # skips a step that overflows in float16
-        held_out = held_out_sentences(len(corpus))
-        self.batches = Batches(corpus, held_out, config.batch_size, config.seed, self.accelerator.device)
+        self.batches = make_batches(config, encoder, corpus, training_pairs)
+        named = f"{corpus and corpus.fingerprint} {training_pairs and training_pairs.fingerprint}"
+        self.teachers = Teachers(run, config, encoder, self.batches, named, self.objective, self.accelerator.autocast)
         self.total = config.max_steps or config.epochs * self.batches.per_epoch
         self.step = 0  # steps that are done
         self.monitor = Monitor(run, config, encoder, self.batches.measured(), pairs, self.total)
@@ -87,11 +98,12 @@ class Trainer:
         """Take one optimiser step and return the loss; raises `TrainingError` if it or its gradient is not finite."""
         for group in self.adamw.param_groups:
             group["lr"] = rate
+        rows = self.teachers.rows(batch)
         loss = forward_backward(
             self.encoder,
-            self.objective,
+            self.paired_objective if batch.paired else self.objective,
             batch.parts(self.config.micro_batch_size),
-            Rows(batch.views, batch.texts),
+            rows,
             noise=partial(seeded, self.config.seed, self.step),  # a function of (seed, step, part): resuming is exact
             autocast=self.accelerator.autocast,
             scale=self._scale,
@@ -102,7 +114,9 @@ class Trainer:
         if not finite:
             raise self._not_finite(loss.item(), batch)
         self.optimizer.step()
-        self.objective.after_step(self.encoder)
+        self.teachers.after_step(self.encoder)
+        if not batch.paired:
+            self.objective.after_step(rows)
         clear_gradients(self.encoder)
         return loss.item()
 
@@ -114,7 +128,9 @@ class Trainer:
 
     def save(self) -> None:
         """Save a checkpoint, and only then delete those that are no longer kept."""
-        save_checkpoint(self.run, self.state(), self.encoder, self.adamw, self.objective.state())
+        save_checkpoint(
+            self.run, self.state(), self.encoder, self.adamw, self.objective.state() | self.teachers.state()
+        )
         best = self.monitor.best
         prune(self.run, self.config.keep, self.step, best[0] if best else None)
         self._saved_at = time.monotonic()
@@ -127,7 +143,7 @@ class Trainer:
             step=self.step,
             best_step=best_step,
             best_score=best_score,
-            corpus=self.corpus.fingerprint,
+            corpus=self.corpus.fingerprint if self.corpus is not None else None,
             sentences=self.batches.sentences,
             steps=self.total,
             settings=self.config.model_dump(),
@@ -135,6 +151,7 @@ class Trainer:
             scaler=scaler.state_dict() if scaler is not None and scaler.is_enabled() else None,
             versions=versions(),
             pairs=fingerprint(self.pairs),
+            training_pairs=self.training_pairs.fingerprint if self.training_pairs is not None else None,
         )
 
     def restore(self, checkpoint: Path, state: State) -> None:
@@ -145,7 +162,9 @@ class Trainer:
                 "raised."
             )
         load_optimizer(checkpoint, self.encoder, self.adamw)
-        self.objective.load_state(load_objective_state(checkpoint))
+        tensors = {name: t.to(self.accelerator.device) for name, t in load_objective_state(checkpoint).items()}
+        self.objective.load_state(tensors)
+        self.teachers.load_state(tensors)
         if state.scaler is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state.scaler)
         self.step = state.step
@@ -158,7 +177,7 @@ class Trainer:
 
     def _not_finite(self, loss: float, batch: Batch) -> TrainingError:
         """Return the error for a loss or gradient that is not finite, with the sentences that gave it."""
-        shown = "; ".join(repr(text[:80]) for text in self.corpus.texts(batch.sentences)[:8])
+        shown = "; ".join(repr(text[:80]) for text in self.batches.texts(batch.sentences)[:8])
         saved = checkpoints(self.run)
         last = f"The last checkpoint is {saved[-1]}." if saved else "No checkpoint was saved before."
         return TrainingError(

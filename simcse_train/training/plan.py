@@ -11,6 +11,10 @@ import torch
 import transformers
 
 from simcse_train.config import STARTER, TrainConfig, make_config, option
+from simcse_train.data.batches import Batches, held_out_sentences
+from simcse_train.data.corpus import Corpus
+from simcse_train.data.training_pairs import TrainingPairs
+from simcse_train.data.views import Repetition
 from simcse_train.encoders.encoder import Encoder
 from simcse_train.encoders.probing import is_deterministic
 from simcse_train.errors import InputError
@@ -18,7 +22,7 @@ from simcse_train.runs.folder import check_space, keep_standard_input
 from simcse_train.version import __version__
 
 # What may change when a run is resumed; every other setting decides which run it is.
-CHANGEABLE = ("data", "eval", "epochs", "max_steps", "save_every", "save_minutes", "keep", "log_every")
+CHANGEABLE = ("data", "eval", "pairs", "epochs", "max_steps", "save_every", "save_minutes", "keep", "log_every")
 
 
 def resolve(config: TrainConfig, encoder: Encoder, run: Path) -> TrainConfig:
@@ -45,6 +49,7 @@ def resolve(config: TrainConfig, encoder: Encoder, run: Path) -> TrainConfig:
             "output": str(run),
             "model": _absolute(config.model) if is_folder else config.model,
             "eval": _absolute(config.eval) if config.eval else None,
+            "pairs": _absolute(config.pairs) if config.pairs else None,
             "pooling": encoder.pooling,
             "projection": {"auto": "on" if encoder.pooling == "cls" else "off"}.get(
                 config.projection, config.projection
@@ -52,6 +57,22 @@ def resolve(config: TrainConfig, encoder: Encoder, run: Path) -> TrainConfig:
             "device": device,
             "precision": _precision(config.precision, device),
         }
+    )
+
+
+def make_batches(
+    config: TrainConfig, encoder: Encoder, corpus: Corpus | None, training_pairs: TrainingPairs | None
+) -> Batches:
+    """Return the batches of a run over a text, training pairs, or both."""
+    tokenizer = encoder.tokenizer
+    return Batches(
+        corpus,
+        held_out_sentences(len(corpus) if corpus is not None else 0),
+        config.batch_size,
+        config.seed,
+        encoder.device,
+        training_pairs,
+        Repetition(tokenizer.opening, tokenizer.closing, config.max_length) if config.view == "repetition" else None,
     )
 
 
@@ -89,7 +110,8 @@ def changed(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
     """Return the settings of a resumed run; raises `InputError` for a change that would make it another run."""
     old = config.model_dump()
     for name, value in changes.items():
-        added = name == "eval" and old[name] is None  # labelled pairs may move, but not be added: they choose the best
+        # A text or pairs may move, but not be added: they decide what is trained on and which step is the best.
+        added = name in ("data", "eval", "pairs") and not old[name]
         if (name not in CHANGEABLE or added) and value != old[name]:
             raise InputError(
                 f"{option(name)} {value} differs from the run's own {old[name]}, and would make it another run. Leave "
@@ -101,8 +123,9 @@ def changed(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
     allowed = {name: value for name, value in changes.items() if name in CHANGEABLE}
     if "data" in allowed:
         allowed["data"] = [_absolute(entry) for entry in allowed["data"]]
-    if "eval" in allowed:
-        allowed["eval"] = _absolute(allowed["eval"])
+    for name in ("eval", "pairs"):
+        if name in allowed:
+            allowed[name] = _absolute(allowed[name])
     return make_config({**old, **allowed})
 
 

@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from simcse_train.config import STARTER, TrainConfig, config_yaml, make_config, read_settings
-from simcse_train.data.corpus import open_corpus
+from simcse_train.data.corpus import Corpus, open_corpus
 from simcse_train.data.files import find_files
 from simcse_train.data.pairs import Pair, fingerprint, read_pairs
+from simcse_train.data.training_pairs import TrainingPairs, open_training_pairs
 from simcse_train.encoders.encoder import Encoder
 from simcse_train.encoders.head import projection_head
 from simcse_train.encoders.loading import load_encoder
 from simcse_train.errors import InputError, TrainingError
 from simcse_train.export.folder import choose_checkpoint, write_export
+from simcse_train.objectives.registry import make_objective
 from simcse_train.report.verdict import announcement, describe, only_measures, verdict
 from simcse_train.runs.atomic import write_text
 from simcse_train.runs.checkpoint import find_checkpoint, load_checkpoint_encoder, load_state, run_to_resume
@@ -35,6 +37,7 @@ from simcse_train.runs.metrics import drop_metrics_after, read_metrics
 from simcse_train.training.loop import Trainer
 from simcse_train.training.plan import changed, check_disk, find_device, resolve, versions
 from simcse_train.training.stopping import StopRequests
+from simcse_train.training.teachers import keep_start, needs_start
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +97,8 @@ def resume(path: str | Path, changes: Mapping[str, Any] | None = None) -> Run:
 def _new_trainer(run: Path, config: TrainConfig) -> Trainer:
     # What can be known to be wrong at once is reported before the encoder is loaded.
     find_files(entry for entry in config.data if entry != "-")
+    if config.pairs and not Path(config.pairs).is_file():
+        raise InputError(f"--pairs {config.pairs}: there is no such file. Check the path.")
     pairs = _labelled_pairs(config)
     encoder = load_encoder(config.model, pooling=config.pooling, dropout=config.dropout)
     if config.model == STARTER:
@@ -107,8 +112,10 @@ def _new_trainer(run: Path, config: TrainConfig) -> Trainer:
     if config.projection == "on":
         spread = encoder.model.config.initializer_range
         encoder.head = projection_head(encoder.hidden_size, seed=config.seed, initializer_range=spread)
-    corpus = open_corpus(config.data, config.text_column, encoder.tokenizer, config.max_length)
-    trainer = Trainer(run, config, encoder, corpus, pairs)
+    corpus, training_pairs = _open_texts(config, encoder)
+    if needs_start(config, make_objective(config)):
+        keep_start(run, encoder)
+    trainer = Trainer(run, config, encoder, corpus, training_pairs, pairs)
     _announce(trainer)
     return trainer
 
@@ -125,8 +132,13 @@ def _resumed_trainer(run: Path, checkpoint: Path, changes: Mapping[str, Any]) ->
         )
     encoder = load_checkpoint_encoder(checkpoint, config)
     check_disk(encoder, config, run)
-    corpus = open_corpus(config.data, config.text_column, encoder.tokenizer, config.max_length, expected=state.corpus)
-    trainer = Trainer(run, config, encoder, corpus, pairs)
+    corpus, training_pairs = _open_texts(config, encoder, expected=state.corpus)
+    if training_pairs is not None and training_pairs.fingerprint != state.training_pairs:
+        raise InputError(
+            f"--pairs {config.pairs} does not hold the pairs that the run was trained on: its content has changed. Restore "
+            "the old pairs, or start a new run from the encoder with --model."
+        )
+    trainer = Trainer(run, config, encoder, corpus, training_pairs, pairs)
     trainer.restore(checkpoint, state)
     _announce(trainer)
     drop_metrics_after(run, state.step)
@@ -146,6 +158,16 @@ def _resumed_trainer(run: Path, checkpoint: Path, changes: Mapping[str, Any]) ->
     return trainer
 
 
+def _open_texts(
+    config: TrainConfig, encoder: Encoder, expected: str | None = None
+) -> tuple[Corpus | None, TrainingPairs | None]:
+    """Return the text and the training pairs that the settings name; `expected` is the text's fingerprint."""
+    pairs = open_training_pairs(Path(config.pairs), encoder.tokenizer, config.max_length) if config.pairs else None
+    if not config.data:
+        return None, pairs
+    return open_corpus(config.data, config.text_column, encoder.tokenizer, config.max_length, expected=expected), pairs
+
+
 def _labelled_pairs(config: TrainConfig) -> list[Pair] | None:
     if config.eval is None:
         return None
@@ -161,7 +183,8 @@ def _announce(trainer: Trainer) -> None:
         trainer.run,
         trainer.config,
         trainer.encoder,
-        trainer.corpus.counts,
+        trainer.corpus.counts if trainer.corpus is not None else None,
+        len(trainer.training_pairs.rows) if trainer.training_pairs is not None else 0,
         len(trainer.batches.held_out),
         trainer.total,
     ):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -14,7 +15,8 @@ from simcse_train.config import TrainConfig, objective_setting
 from simcse_train.data.batches import Batch, Batches
 from simcse_train.encoders.encoder import Encoder
 from simcse_train.encoders.loading import load_encoder
-from simcse_train.encoders.saving import ENCODER, save_encoder
+from simcse_train.encoders.packing import pack
+from simcse_train.encoders.saving import save_encoder
 from simcse_train.errors import InputError
 from simcse_train.objectives.objective import Objective, Rows
 from simcse_train.runs.atomic import write_folder
@@ -25,52 +27,63 @@ from simcse_train.search.embeddings import Autocast, cached_array, cached_embedd
 from simcse_train.search.index import mutual_neighbours
 
 MOMENTUM = "momentum/"  # before the names of the momentum encoder's tensors in a checkpoint
-NEEDS_START = {"start", "smoothed", "members"}
 
 
 class Teachers:
-    """Gives the rows of each batch what the objective needs to know of them; holds an encoder only where one is needed."""
+    """Gives the rows of each batch what the objective needs to know of them; holds no encoder without need."""
 
     def __init__(
-        self, run: Path, config: TrainConfig, encoder: Encoder, batches: Batches, text: str, objective: Objective,
+        self,
+        run: Path,
+        config: TrainConfig,
+        encoder: Encoder,
+        batches: Batches,
+        text: str,
+        objective: Objective,
         autocast: Autocast,
     ) -> None:
         """Load the start from the run folder, and embed what has to be known before the first step.
 
-        `text` is the fingerprint of the sentences of `batches`.
+        `text` is the fingerprint of the sentences of `batches`, to which neighbourhoods are given where needed.
         """
-        self.config, self.objective, self.autocast = config, objective, autocast
+        self.config, self.batches, self.needs, self.autocast = config, batches, objective.needs, autocast
         self.bank: Bank | None = None
         self.similar_above: float | None = None
         self.momentum: Encoder | None = None
-        if "momentum" in objective.needs:
-            # The tokenizer is shared: a copy would take longer than that of the weights.
-            self.momentum = copy.deepcopy(encoder, {id(encoder.tokenizer): encoder.tokenizer}).eval().requires_grad_(False)
+        if "momentum" in self.needs:
+            # The tokenizer is shared: to copy it would take longer than to copy the weights.
+            self.momentum = copy.deepcopy(encoder, {id(encoder.tokenizer): encoder.tokenizer}).requires_grad_(False)
+            self.momentum.eval()
         if not needs_start(config, objective):
             return
         start = load_start(run, config).to(encoder.device)
         named = f"{text} {config.max_length}"
-        trained = batches.trained if batches.text is not None else np.arange(len(batches))
-        if "members" in objective.needs:
-            batches.members = _members(start, batches, trained, named, config, autocast)
-        if needs_bank(config, objective):
-            self.bank = Bank(start, batches.tokens, trained, named, config.precision, autocast)
-            if config.mask_similar is not None:
-                self.similar_above = self.bank.quantile(config.mask_similar)
+        if "members" in self.needs:
+            batches.members = _members(start, batches, named, config, autocast)
+        if config.mask_similar is not None or self.needs & {"start", "smoothed"}:
+            self.bank = Bank(
+                start,
+                batches.tokens,
+                batches.trained,
+                named,
+                asked=batches.numbered - len(batches.held_out),
+                precision=config.precision,
+                autocast=autocast,
+            )
+        if self.bank is not None and config.mask_similar is not None:
+            self.similar_above = self.bank.quantile(config.mask_similar)
 
     def rows(self, batch: Batch) -> Rows:
-        """Return what the objective may know of the rows of a batch."""
-        device = batch.texts.device
+        """Return what the objective may know of the rows of a batch; of training pairs, only what a mask needs."""
         start = smoothed = members = momentum = None
-        if self.bank is not None and (not batch.paired or self.similar_above is not None):
+        if self.bank is not None and (self.similar_above is not None or ("start" in self.needs and not batch.paired)):
             start = self.bank.start(batch.sources)
-            if "smoothed" in self.objective.needs and not batch.paired:
-                smoothed = self.bank.smoothed(batch.sources, start, int(objective_setting(self.config, "neighbours")))
-        if not batch.paired:
-            if batch.members is not None:
-                members = torch.from_numpy(batch.members.astype(np.int64)).to(device)
-            if self.momentum is not None:
-                momentum = self._momentum_rows(batch)
+        if self.bank is not None and "smoothed" in self.needs and not batch.paired:
+            smoothed = self.bank.smoothed(batch.sources, int(objective_setting(self.config, "neighbours")))
+        if "members" in self.needs and self.batches.members is not None and not batch.paired:
+            members = torch.from_numpy(self.batches.members[batch.sources]).to(batch.texts.device)
+        if self.momentum is not None and not batch.paired:
+            momentum = self._momentum_rows(self.momentum, batch)
         return Rows(batch.views, batch.texts, start, smoothed, members, momentum, self.similar_above)
 
     @torch.no_grad()
@@ -95,24 +108,34 @@ class Teachers:
                 parameter.copy_(tensors[MOMENTUM + name])
 
     @torch.no_grad()
-    def _momentum_rows(self, batch: Batch) -> Tensor:
-        """Return the embeddings (rows, hidden) of a batch under the momentum encoder, without dropout, of length 1."""
-        assert self.momentum is not None
+    def _momentum_rows(self, momentum: Encoder, batch: Batch) -> Tensor:
+        """Return each row's sentence under the momentum encoder (rows, hidden), without dropout, of length 1."""
+        rows = self.batches.tokens(batch.sentences)
+        size = self.config.micro_batch_size or len(rows)
         found = []
-        for tokens, lengths in batch.parts(self.config.micro_batch_size):
+        for part in range(0, len(rows), size):
             with self.autocast():
-                found.append(normalize(self.momentum(tokens, lengths).float()))
-        return torch.cat(found)
+                found.append(momentum(*pack(rows[part : part + size], batch.texts.device)).float())
+        return normalize(torch.cat(found)).repeat_interleave(batch.views, 0)
 
 
-def needs_bank(config: TrainConfig, objective: Objective) -> bool:
-    """Return whether the start's embeddings of each batch are needed."""
-    return config.mask_similar is not None or bool(objective.needs & {"start", "smoothed"})
+def _members(start: Encoder, batches: Batches, text: str, config: TrainConfig, autocast: Autocast) -> NDArray[np.int32]:
+    """Return each sentence's own number and those of its mutual neighbours under the start, (sentences, K + 1)."""
+    trained, k = batches.trained, int(objective_setting(config, "neighbours"))
+    assert batches.text is not None
+    held = cached_embeddings(start, batches.tokens, trained, text, precision=config.precision, autocast=autocast)
+
+    def write(out: NDArray[np.int32]) -> None:
+        out[:] = np.arange(len(out), dtype=np.int32)[:, None]  # a sentence that is held out has no neighbours
+        out[trained] = trained[mutual_neighbours(torch.from_numpy(held).to(start.device), k)]
+
+    key = [encoder_fingerprint(start), start.tokenizer.fingerprint(), text, config.precision, len(batches.held_out)]
+    return cached_array("neighbours", key, (len(batches.text), k + 1), np.int32, write)
 
 
 def needs_start(config: TrainConfig, objective: Objective) -> bool:
     """Return whether the run needs the encoder that it started from."""
-    return config.mask_similar is not None or bool(objective.needs & NEEDS_START)
+    return config.mask_similar is not None or bool(objective.needs & {"start", "smoothed", "members"})
 
 
 def keep_start(run: Path, encoder: Encoder) -> None:
@@ -126,10 +149,10 @@ def keep_start(run: Path, encoder: Encoder) -> None:
 
 
 def load_start(run: Path, config: TrainConfig) -> Encoder:
-    """Return the encoder that a run started from, frozen; raises `InputError` if its copy in the run folder is damaged."""
+    """Return the encoder that a run started from, frozen; raises `InputError` if its copy is damaged."""
     if reason := damage(run / START, "config.json"):
         raise InputError(
-            f"{run / START}, the encoder that the run started from, cannot be used: {reason}. --objective {config.objective} "
-            "needs it. Restore that folder, or start a new run."
+            f"{run / START}, the encoder that the run started from, cannot be used: {reason}. "
+            f"--objective {config.objective} needs it. Restore that folder, or start a new run."
         )
     return load_encoder(run / START, pooling=config.pooling).eval().requires_grad_(False)
