@@ -88,8 +88,11 @@ class TrainConfig(BaseModel):
     )
     dropout: Unit | None = _setting(ENCODER, "Dropout of hidden states and attention.", "P", auto="the model's own")
 
-    objective: Literal["ntxent", "infonce", "debiased", "soft", "relational", "neighbours", "queue"] = _setting(
-        OBJECTIVE, "Loss on the text; infonce is the paper's equation.", default="ntxent"
+    objective: Literal["auto", "ntxent", "infonce", "debiased", "soft", "relational", "neighbours", "queue"] = _setting(
+        OBJECTIVE,
+        "Loss on the text; infonce is the paper's equation.",
+        auto="auto, what suits encoder and text",
+        default="auto",
     )
     temperature: Positive = _setting(OBJECTIVE, "Divides the cosines.", "X", default=0.05)
     view: Literal["dropout", "repetition"] = _setting(
@@ -149,6 +152,12 @@ class TrainConfig(BaseModel):
     eval: str | None = _setting(
         EVALUATION, "Labelled pairs to score while training; the best checkpoint is kept.", "PATH"
     )
+    patience: Count | None = _setting(
+        EVALUATION,
+        "Stop after this many evaluations without improvement, of the score, or without pairs of the verdict.",
+        "N",
+        auto="never",
+    )
     eval_every: Count = _setting(EVALUATION, "Steps between measurements.", "N", default=250)
 
     output: str | None = _setting(SAVING, "Run folder.", "DIR", auto="runs/<model>-<date>-<time>")
@@ -177,8 +186,8 @@ class TrainConfig(BaseModel):
                 "Leave one of them out."
             )
         if not self.data:
-            for name in ("objective", "view"):
-                if getattr(self, name) != type(self).model_fields[name].default:
+            for name, allowed in (("objective", ("auto", "infonce")), ("view", ("dropout",))):
+                if getattr(self, name) not in allowed:
                     raise ValueError(
                         f"{option(name)} {getattr(self, name)} is for the text of --data, and there are only --pairs, which "
                         "are trained with the paper's supervised objective. Leave it out, or name a text."

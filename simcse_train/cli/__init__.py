@@ -19,7 +19,7 @@ from typing import Annotated, Any, NoReturn, Union, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
-from simcse_train.cli import encoders, runs  # noqa: F401 (their commands register themselves with the app)
+from simcse_train.cli import encoders, runs, texts  # noqa: F401 (their commands register themselves with the app)
 from simcse_train.cli.app import app, quiet
 from simcse_train.config import TrainConfig, choices, make_config, option, read_settings
 from simcse_train.errors import InputError, SaveError, Stopped, TrainingError

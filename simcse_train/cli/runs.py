@@ -15,9 +15,7 @@ from simcse_train.errors import InputError
 def export_command(
     source: Annotated[Path, typer.Argument(metavar="RUN_OR_CHECKPOINT")],
     target: Annotated[Path, typer.Argument(metavar="OUT")],
-    checkpoint: Annotated[
-        str | None, typer.Option(metavar="WHICH", help="best or last. [default: best where there is one]")
-    ] = None,
+    checkpoint: Annotated[str | None, typer.Option(metavar="WHICH", help="best or last. [default: best]")] = None,
 ) -> None:
     """Write the encoder of a run as a folder that sentence-transformers and transformers load."""
     if checkpoint not in (None, "best", "last"):
@@ -25,5 +23,6 @@ def export_command(
     quiet()
     from simcse_train.export.folder import export
 
-    used = export(source, target, checkpoint)
-    typer.echo(f"Exported {used} to {target}.")
+    step = export(source, target, checkpoint)
+    of = f"step {step}" if step else "the encoder before training, since training did not help,"
+    typer.echo(f"Exported {of} of {source} to {target}.")

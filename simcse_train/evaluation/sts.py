@@ -1,7 +1,7 @@
 """Semantic textual similarity: the seven STS sets, or a file of labelled pairs.
 
-The score of a set of pairs is Spearman's rank correlation between the cosines of the embeddings and the labels, times 100
-(Gao, Yao & Chen 2021, appendix B: no regressor, all subsets of a year concatenated).
+The score of a set of pairs is Spearman's rank correlation between the cosines of the embeddings and the labels, times
+100 (Gao, Yao & Chen 2021, appendix B: no regressor, all subsets of a year concatenated).
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def evaluate(encoder: Encoder, data: Path, *, show_progress: bool = False) -> li
         rows.append(Row(name, score, len(pairs), missing))
     if not any(row.pairs for row in rows):
         raise InputError(
-            f"--data {data} holds none of the STS sets. Give SentEval's data/downstream, a folder with STSBenchmark/sts-test.csv, or a "
-            "file of your own pairs."
+            f"--data {data} holds none of the STS sets. Give SentEval's data/downstream, a folder with "
+            "STSBenchmark/sts-test.csv, or a file of your own pairs."
         )
     scores = [row.score for row in rows if row.score is not None and not row.missing]
     if len(scores) == len(rows):

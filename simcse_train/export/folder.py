@@ -7,6 +7,7 @@ The folder is a sentence-transformers model with the encoder's files at its root
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from simcse_train.runs.atomic import write_folder
 from simcse_train.runs.checkpoint import State, find_checkpoint, is_checkpoint, load_checkpoint_encoder, load_state
 from simcse_train.runs.folder import checkpoint_path, checkpoints, run_of
 from simcse_train.runs.manifest import damage
+from simcse_train.runs.start import load_start
 
 PROBES = ("A man is playing a guitar.", "The market closed higher on Friday.", "Why?", "一只猫坐在垫子上。", "")
 ATTEMPTS = 5  # a run that is still training may delete the checkpoint that was just chosen
@@ -27,10 +29,11 @@ ATTEMPTS = 5  # a run that is still training may delete the checkpoint that was 
 logger = logging.getLogger(__name__)
 
 
-def export(source: Path, target: Path, which: str | None = None) -> Path:
-    """Write the encoder of a run or checkpoint to the new folder `target` and return the checkpoint it came from.
+def export(source: Path, target: Path, which: str | None = None) -> int:
+    """Write the encoder of a run or checkpoint to the new folder `target` and return the step it comes from.
 
-    `which` is best or last; without it, best where labelled pairs were scored, else last. Raises `InputError` if the
+    `which` is best or last; without it, best: the step with the best score, or without labelled pairs the last step at
+    which the encoder was not harmed. Step 0 is the encoder before training. Raises `InputError` if the
     source is no run or the target is in use, `SaveError` if the folder cannot be written or gives other embeddings when
     it is loaded again.
     """
@@ -38,9 +41,9 @@ def export(source: Path, target: Path, which: str | None = None) -> Path:
         raise InputError(f"{target} exists already. Choose a new folder for the export, or remove it first.")
     if which is not None and is_checkpoint(source):
         raise InputError(f"{source} is one checkpoint; --checkpoint {which} needs the folder of the whole run.")
-    checkpoint, state, encoder = _load(source, which)
-    write_export(encoder, state, run_of(checkpoint), target)
-    return checkpoint
+    state, encoder, run = _load(source, which)
+    write_export(encoder, state, run, target)
+    return state.step
 
 
 def load_saved_encoder(name_or_path: str, *, pooling: str = "auto") -> Encoder:
@@ -61,16 +64,28 @@ def load_saved_encoder(name_or_path: str, *, pooling: str = "auto") -> Encoder:
     raise AssertionError("unreachable")
 
 
-def choose_checkpoint(run: Path, newest: Path, which: str | None) -> Path:
-    """Return the best checkpoint of a run where there is one and `which` is not last, else the newest.
+def load_chosen(run: Path, newest: Path, which: str | None) -> tuple[State, Encoder]:
+    """Return the state and the encoder of the best step where there is one and `which` is not last, else of the newest.
 
-    Raises `InputError` if the best was asked for and there is none, or if it is damaged.
+    Where training only harmed, the best step is 0 and the encoder is the one that the run started from. Raises
+    `InputError` if the best was asked for and there is none, or if it is damaged.
     """
+    state = load_state(newest)
+    if state.best_step == 0 and which != "last":
+        encoder = load_start(run, state.config())
+        return replace(state, step=0), encoder
+    checkpoint = _choose(run, newest, which)
+    state = load_state(checkpoint)
+    return state, load_checkpoint_encoder(checkpoint, state.config())
+
+
+def _choose(run: Path, newest: Path, which: str | None) -> Path:
+    """Return the checkpoint that `which` names; raises `InputError` as `load_chosen` does."""
     best_step = load_state(newest).best_step
     if which == "last" or (which is None and best_step is None):
         return newest
     if best_step is None:
-        raise InputError(f"{run} has no best checkpoint, since it was trained without --eval. Use --checkpoint last.")
+        raise InputError(f"{run} has no best checkpoint, since nothing was measured yet. Use --checkpoint last.")
     best = checkpoint_path(run, best_step)
     if reason := damage(best):
         raise InputError(f"The best checkpoint {best} can't be used: {reason}. Use --checkpoint last.")
@@ -94,14 +109,14 @@ def write_export(encoder: Encoder, state: State, run: Path, target: Path) -> Non
     write_folder(target, write)
 
 
-def _load(source: Path, which: str | None) -> tuple[Path, State, Encoder]:
+def _load(source: Path, which: str | None) -> tuple[State, Encoder, Path]:
     for attempt in range(ATTEMPTS):
         checkpoint = _newest(source)
         try:
             if not is_checkpoint(source):
-                checkpoint = choose_checkpoint(source, checkpoint, which)
+                return *load_chosen(source, checkpoint, which), source
             state = load_state(checkpoint)
-            return checkpoint, state, load_checkpoint_encoder(checkpoint, state.config())
+            return state, load_checkpoint_encoder(checkpoint, state.config()), run_of(checkpoint)
         except InputError:
             if checkpoint.exists() or attempt == ATTEMPTS - 1:
                 raise

@@ -3,14 +3,98 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from simcse_train.config import TrainConfig
 from simcse_train.data.cache import Counts
 from simcse_train.encoders.encoder import Encoder
+from simcse_train.evaluation.diagnosis import CLUSTERED, TUNED
 
-MEASURES = ("score", "alignment", "uniformity")
+# The measures of an encoder in the order in which they are shown, with their digits.
+MEASURES = {
+    "score": 2,
+    "alignment": 4,
+    "uniformity": 4,
+    "neighbours_kept": 2,
+    "cluster_agreement": 2,
+    "retrieval": 2,
+}
+
+# Thresholds of the verdict without labels; scripts/verdict_study.py prints how often it is right.
+LOST_NEIGHBOURS = 0.5  # fewer neighbours kept than this: the encoder forgot what it knew
+KEPT_NEIGHBOURS = 0.7
+LOST_AGREEMENT = 0.1
+GAINED_AGREEMENT = 0.03
+CLEAR_SCORE = 0.25  # a smaller change of the labelled score is noise
+
+
+class Outcome(StrEnum):
+    """What training did to the encoder."""
+
+    HELPED = "helped"
+    UNCLEAR = "no clear change"
+    HARMED = "harmed"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """An outcome and the reason for it, a sentence without its full stop."""
+
+    outcome: Outcome
+    reason: str
+
+    def __str__(self) -> str:
+        return f"Verdict: {self.outcome}. {self.reason}."
+
+
+def judge(before: Mapping[str, float], after: Mapping[str, float]) -> Verdict:
+    """Return what training did, from the measures before and after it; labelled pairs decide where both have a score.
+
+    Without labels the verdict is about an encoder that was good before: it says whether the neighbourhoods that it saw
+    in the text were lost, kept or sharpened. A plain language model has none worth keeping, and only labels can tell.
+    """
+    if "score" in before and "score" in after:
+        return _judge_score(after["score"] - before["score"])
+    if not {"neighbours_kept", "cluster_agreement"} <= before.keys() & after.keys():
+        return Verdict(Outcome.UNCLEAR, "The encoder was not measured before training in this run")
+    if before["uniformity"] >= TUNED:
+        return Verdict(
+            Outcome.UNCLEAR,
+            f"The encoder was a plain language model before training; uniformity went from {before['uniformity']:.2f} "
+            f"to {after['uniformity']:.2f}. Only labelled pairs (--eval) can tell whether it became better",
+        )
+    kept = after["neighbours_kept"]
+    gained = after["cluster_agreement"] - before["cluster_agreement"]
+    agreement = f"{before['cluster_agreement']:.2f} to {after['cluster_agreement']:.2f}"
+    clustered = before["cluster_agreement"] > CLUSTERED
+    if kept < LOST_NEIGHBOURS:
+        return Verdict(
+            Outcome.HARMED,
+            f"Only {kept:.0%} of the ten nearest neighbours of a sentence are the same as before training",
+        )
+    if clustered and gained < -LOST_AGREEMENT:
+        return Verdict(Outcome.HARMED, f"The text's topics became less clear: clusterings agree less, {agreement}")
+    if clustered and gained > GAINED_AGREEMENT and kept >= KEPT_NEIGHBOURS:
+        return Verdict(
+            Outcome.HELPED,
+            f"The text's topics became clearer: clusterings agree more, {agreement}, and {kept:.0%} of the nearest "
+            "neighbours are kept",
+        )
+    return Verdict(
+        Outcome.UNCLEAR,
+        f"{kept:.0%} of the nearest neighbours are kept; only labelled pairs (--eval) can tell whether the rest are "
+        "better",
+    )
+
+
+def _judge_score(gain: float) -> Verdict:
+    if abs(gain) < CLEAR_SCORE:
+        return Verdict(Outcome.UNCLEAR, f"The score on the labelled pairs changed by {gain:+.2f}")
+    outcome = Outcome.HELPED if gain > 0 else Outcome.HARMED
+    return Verdict(outcome, f"The score on the labelled pairs {'rose' if gain > 0 else 'fell'} by {abs(gain):.2f}")
 
 
 def announcement(
@@ -48,29 +132,11 @@ def announcement(
 
 
 def only_measures(record: Mapping[str, Any]) -> dict[str, float]:
-    """Return what a line of metrics.jsonl says of the encoder: score, alignment and uniformity, where present."""
+    """Return what a line of metrics.jsonl says of the encoder: its measures, where present."""
     return {key: record[key] for key in MEASURES if record.get(key) is not None}
 
 
 def describe(record: Mapping[str, Any]) -> str:
     """Return the measures of a line of metrics.jsonl in words."""
-    digits = {"score": 2, "alignment": 4, "uniformity": 4}
-    return "  ".join(f"{key} {value:.{digits[key]}f}" for key, value in only_measures(record).items())
-
-
-def verdict(before: Mapping[str, float], after: Mapping[str, float], labelled: bool) -> str:
-    """Return a sentence on what training did to the encoder; only labelled pairs can tell whether it got better."""
-    if "uniformity" not in before or "uniformity" not in after:
-        return "The encoder was not measured before training in this run."
-    spread = after["uniformity"] - before["uniformity"]
-    spread_words = f"Uniformity {'fell' if spread < 0 else 'rose'} by {abs(spread):.3f}"
-    if not labelled or "score" not in before or "score" not in after:
-        return f"{spread_words}. Only labelled pairs (--eval) can tell whether the encoder got better."
-    gain = after["score"] - before["score"]
-    if gain > 0:
-        return f"{spread_words} and the score rose by {gain:.2f}."
-    return (
-        f"{spread_words} and the score fell by {-gain:.2f}: training made this encoder worse on the labelled pairs. "
-        "Use a stronger --model, or try a lower --learning-rate, fewer steps, or text that is closer to the labelled "
-        "pairs."
-    )
+    found = only_measures(record)
+    return "  ".join(f"{key.replace('_', ' ')} {value:.{MEASURES[key]}f}" for key, value in found.items())

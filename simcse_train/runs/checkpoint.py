@@ -52,6 +52,7 @@ class State:
     scaler: dict[str, Any] | None  # of the gradients, with fp16
     versions: dict[str, str]
     pairs: str | None = None  # fingerprint of the labelled pairs
+    without_improvement: int = 0  # evaluations in a row
     training_pairs: str | None = None  # fingerprint of the pairs that are trained on
 
     def config(self) -> TrainConfig:

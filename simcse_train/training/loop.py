@@ -28,8 +28,9 @@ from simcse_train.objectives.infonce import InfoNCE
 from simcse_train.objectives.registry import make_objective
 from simcse_train.randomness import seeded
 from simcse_train.runs.checkpoint import State, load_objective_state, load_optimizer, prune, save_checkpoint
-from simcse_train.runs.folder import checkpoints
-from simcse_train.training.monitor import Monitor
+from simcse_train.runs.folder import checkpoint_path, checkpoints
+from simcse_train.runs.start import load_start
+from simcse_train.training.monitor import Best, Monitor
 from simcse_train.training.optimizer import clear_gradients, keep_embedding_gradient, learning_rate_at, make_optimizer
 from simcse_train.training.plan import make_batches, versions
 from simcse_train.training.step import forward_backward
@@ -92,6 +93,10 @@ class Trainer:
             improved = self.monitor.after_step(self.step, epoch, loss, rate, len(batch.sentences), seconds)
             if improved or self.is_save_due():
                 self.save()
+            if self.monitor.is_out_of_patience:
+                break
+        if self.step < self.total and not checkpoint_path(self.run, self.step).exists():
+            self.save()
         self.monitor.close()
 
     def train_step(self, batch: Batch, rate: float) -> float:
@@ -132,17 +137,18 @@ class Trainer:
             self.run, self.state(), self.encoder, self.adamw, self.objective.state() | self.teachers.state()
         )
         best = self.monitor.best
-        prune(self.run, self.config.keep, self.step, best[0] if best else None)
+        prune(self.run, self.config.keep, self.step, best.step if best else None)
         self._saved_at = time.monotonic()
 
     def state(self) -> State:
         """Return what a checkpoint of the present step has to hold besides tensors."""
-        best_step, best_score = self.monitor.best or (None, None)
+        best = self.monitor.best
         scaler = self.accelerator.scaler
         return State(
             step=self.step,
-            best_step=best_step,
-            best_score=best_score,
+            best_step=best.step if best else None,
+            best_score=best.score if best else None,
+            without_improvement=self.monitor.without_improvement,
             corpus=self.corpus.fingerprint if self.corpus is not None else None,
             sentences=self.batches.sentences,
             steps=self.total,
@@ -168,8 +174,16 @@ class Trainer:
         if state.scaler is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state.scaler)
         self.step = state.step
-        if state.best_step is not None and state.best_score is not None:
-            self.monitor.best = (state.best_step, state.best_score)
+        best = None if state.best_step is None else Best(state.best_step, state.best_score)
+        self.monitor.restore(best, state.without_improvement, self._start())
+
+    def _start(self) -> Encoder | None:
+        """Return the encoder before training, or None where it is gone and the objective does not need it."""
+        try:
+            return load_start(self.run, self.config).to(self.accelerator.device)
+        except InputError as error:
+            logger.warning(f"{error} Without it, the neighbours kept are not measured from here on.")
+            return None
 
     def _scale(self, loss: Tensor) -> Tensor:
         scaler = self.accelerator.scaler

@@ -1,27 +1,50 @@
-"""What a run logs and measures on its way, and which of its steps is the best so far."""
+"""What a run logs and measures on its way, which step it would export, and when to stop early."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from simcse_train.config import TrainConfig
 from simcse_train.data.pairs import Pair
 from simcse_train.encoders.encoder import Encoder
-from simcse_train.evaluation.geometry import alignment_and_uniformity
+from simcse_train.evaluation.geometry import (
+    alignment,
+    cluster_agreement,
+    corrupt,
+    embed,
+    embed_views,
+    nearest_rows,
+    neighbours_kept,
+    retrieval,
+    uniformity,
+)
 from simcse_train.evaluation.sts import similarity_score
-from simcse_train.report.verdict import describe
-from simcse_train.runs.metrics import log_metrics
+from simcse_train.report.verdict import Outcome, describe, judge
+from simcse_train.runs.metrics import log_metrics, read_metrics
 
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Best:
+    """The step whose encoder is exported: the one with the best score, or without labels the last one not harmed.
+
+    Step 0 is the encoder before training.
+    """
+
+    step: int
+    score: float | None
+
+
 class Monitor:
-    """Writes `metrics.jsonl` and lines on the screen, measures the encoder, and remembers the best step and its score."""
+    """Writes `metrics.jsonl` and lines on the screen, measures the encoder, and remembers the best step."""
 
     def __init__(
         self,
@@ -33,14 +56,20 @@ class Monitor:
         total: int,
     ) -> None:
         self.run, self.config, self.encoder, self.pairs, self.total = run, config, encoder, pairs, total
-        self.measured = measured  # token ids of the sentences for alignment and uniformity
-        self.best: tuple[int, float] | None = None
+        self.measured = measured  # token ids of the sentences that are measured
+        tokenizer = encoder.tokenizer
+        self._corrupted = corrupt(measured, (tokenizer.opening, tokenizer.closing))
+        self.best: Best | None = None
+        self.without_improvement = 0  # evaluations in a row
+        self._before: dict[str, Any] = {}  # what was measured at step 0
+        self._nearest: Tensor | None = None  # (sentences, 10): nearest sentences at step 0
+        self._warned = False
         self._losses: list[float] = []  # since the last logged line
         self._sentences, self._seconds = 0, 0.0
         self._bar: tqdm[Any] | None = None
 
     def after_step(self, step: int, epoch: float, loss: float, rate: float, sentences: int, seconds: float) -> bool:
-        """Count a step, log and measure where that is due; return whether the labelled score is the best so far."""
+        """Count a step, log and measure where that is due; return whether the encoder is the best so far."""
         self._losses.append(loss)
         self._sentences += sentences
         self._seconds += seconds
@@ -65,20 +94,57 @@ class Monitor:
 
     def measure(self, step: int, logged: dict[str, Any] | None = None) -> bool:
         """Measure the encoder and log that with what is `logged` at this step; return whether it is the best so far."""
-        aligned, uniform = alignment_and_uniformity(self.encoder, self.measured)
-        record = {**(logged or {}), "alignment": aligned, "uniformity": uniform}
-        improved = False
+        embeddings = embed(self.encoder, self.measured)  # (sentences, hidden)
+        nearest = nearest_rows(embeddings)
+        if step == 0:
+            self._nearest = nearest
+        record: dict[str, Any] = {
+            **(logged or {}),
+            "alignment": alignment(*embed_views(self.encoder, self.measured)),
+            "uniformity": uniformity(embeddings),
+            "cluster_agreement": cluster_agreement(embeddings),
+            "retrieval": retrieval(embeddings, embed(self.encoder, self._corrupted)),
+        }
+        if self._nearest is not None:
+            record["neighbours_kept"] = neighbours_kept(self._nearest, nearest)
         if self.pairs is not None:
-            score = similarity_score(self.encoder, self.pairs)
-            record["score"] = score
-            if step > 0 and score is not None and (self.best is None or score > self.best[1]):
-                self.best, improved = (step, score), True
+            record["score"] = similarity_score(self.encoder, self.pairs)
+        if step == 0:
+            self._before = record
         log_metrics(self.run, step, record)
+        improved = self._choose(step, record)
         loss = f"loss {record['loss']:.4f}  " if "loss" in record else ""
-        logger.info(f"step {step:>6}  {loss}{describe(record)}" + ("  best so far" if improved else ""))
-        return improved
+        logger.info(f"step {step:>6}  {loss}{describe(record)}" + ("  best so far" if improved and self.pairs else ""))
+        return improved and step > 0
+
+    def restore(self, best: Best | None, without_improvement: int, start: Encoder | None) -> None:
+        """Continue with what a checkpoint holds; `start` is the encoder before training, if it can be had."""
+        self.best, self.without_improvement = best, without_improvement
+        self._before = next((line for line in read_metrics(self.run) if line["step"] == 0), {})
+        if start is not None:
+            self._nearest = nearest_rows(embed(start, self.measured))
+
+    @property
+    def is_out_of_patience(self) -> bool:
+        """Whether the last `--patience` evaluations brought no improvement."""
+        return self.config.patience is not None and self.without_improvement >= self.config.patience
 
     def close(self) -> None:
         """Remove the progress bar."""
         if self._bar is not None:
             self._bar.close()
+
+    def _choose(self, step: int, record: dict[str, Any]) -> bool:
+        """Update the best step; warn at the first measurement that shows harm. Return whether this step is the best."""
+        if self.pairs is not None:
+            improved = self.best is None or self.best.score is None or record["score"] > self.best.score
+        else:
+            verdict = judge(self._before, record)
+            improved = verdict.outcome != Outcome.HARMED
+            if not improved and not self._warned:
+                self._warned = True
+                logger.warning(f"Step {step}: training harms the encoder. {verdict.reason}.")
+        if improved:
+            self.best = Best(step, record.get("score"))
+        self.without_improvement = 0 if improved else self.without_improvement + 1
+        return improved

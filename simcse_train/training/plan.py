@@ -18,6 +18,8 @@ from simcse_train.data.views import Repetition
 from simcse_train.encoders.encoder import Encoder
 from simcse_train.encoders.probing import is_deterministic
 from simcse_train.errors import InputError
+from simcse_train.evaluation.diagnosis import diagnose, recommend
+from simcse_train.evaluation.geometry import embed
 from simcse_train.runs.folder import check_space, keep_standard_input
 from simcse_train.version import __version__
 
@@ -58,6 +60,17 @@ def resolve(config: TrainConfig, encoder: Encoder, run: Path) -> TrainConfig:
             "precision": _precision(config.precision, device),
         }
     )
+
+
+def choose_objective(config: TrainConfig, encoder: Encoder, batches: Batches) -> tuple[TrainConfig, str]:
+    """Return the settings with `--objective auto` replaced by what suits encoder and text, and a line that says why."""
+    if not config.data:
+        return config.model_copy(
+            update={"objective": "infonce"}
+        ), "Objective: infonce, the paper's supervised objective, since there are only pairs."
+    choice, reason = recommend(diagnose(embed(encoder, batches.measured())))
+    named = " ".join(f"{option(name)} {value}" for name, value in choice.items())
+    return config.model_copy(update=choice), f"Objective: {named}, since {reason}."
 
 
 def make_batches(

@@ -17,9 +17,9 @@ from simcse_train.encoders.encoder import Encoder
 from simcse_train.encoders.head import projection_head
 from simcse_train.encoders.loading import load_encoder
 from simcse_train.errors import InputError, TrainingError
-from simcse_train.export.folder import choose_checkpoint, write_export
+from simcse_train.export.folder import load_chosen, write_export
 from simcse_train.objectives.registry import make_objective
-from simcse_train.report.verdict import announcement, describe, only_measures, verdict
+from simcse_train.report.verdict import announcement, describe, judge, only_measures
 from simcse_train.runs.atomic import write_text
 from simcse_train.runs.checkpoint import find_checkpoint, load_checkpoint_encoder, load_state, run_to_resume
 from simcse_train.runs.folder import (
@@ -34,10 +34,19 @@ from simcse_train.runs.folder import (
     remove_unused,
 )
 from simcse_train.runs.metrics import drop_metrics_after, read_metrics
+from simcse_train.runs.start import keep_start
 from simcse_train.training.loop import Trainer
-from simcse_train.training.plan import changed, check_disk, find_device, resolve, versions
+from simcse_train.training.plan import (
+    changed,
+    check_disk,
+    choose_objective,
+    find_device,
+    make_batches,
+    resolve,
+    versions,
+)
 from simcse_train.training.stopping import StopRequests
-from simcse_train.training.teachers import keep_start, needs_start
+from simcse_train.training.teachers import needs_start
 
 logger = logging.getLogger(__name__)
 
@@ -113,6 +122,10 @@ def _new_trainer(run: Path, config: TrainConfig) -> Trainer:
         spread = encoder.model.config.initializer_range
         encoder.head = projection_head(encoder.hidden_size, seed=config.seed, initializer_range=spread)
     corpus, training_pairs = _open_texts(config, encoder)
+    if config.objective == "auto":
+        config, reason = choose_objective(config, encoder, make_batches(config, encoder, corpus, training_pairs))
+        logger.info(reason)
+        write_text(run / CONFIG, config_yaml(config))
     if needs_start(config, make_objective(config)):
         keep_start(run, encoder)
     trainer = Trainer(run, config, encoder, corpus, training_pairs, pairs)
@@ -135,8 +148,8 @@ def _resumed_trainer(run: Path, checkpoint: Path, changes: Mapping[str, Any]) ->
     corpus, training_pairs = _open_texts(config, encoder, expected=state.corpus)
     if training_pairs is not None and training_pairs.fingerprint != state.training_pairs:
         raise InputError(
-            f"--pairs {config.pairs} does not hold the pairs that the run was trained on: its content has changed. Restore "
-            "the old pairs, or start a new run from the encoder with --model."
+            f"--pairs {config.pairs} does not hold the pairs that the run was trained on: its content has changed. "
+            "Restore the old pairs, or start a new run from the encoder with --model."
         )
     trainer = Trainer(run, config, encoder, corpus, training_pairs, pairs)
     trainer.restore(checkpoint, state)
@@ -196,18 +209,21 @@ def finish(trainer: Trainer) -> Run:
     run = trainer.run
     newest = checkpoint_path(run, trainer.step)
     try:
-        chosen = choose_checkpoint(run, newest, None)
-        state = load_state(chosen)
-        encoder = load_checkpoint_encoder(chosen, trainer.config)
+        state, encoder = load_chosen(run, newest, None)
     except InputError as error:  # what this very run saved is damaged or gone: not a fault of the input
         raise TrainingError(f"The run is trained, but its encoder can't be exported. {error}") from None
     write_export(encoder, state, run, run / ENCODER)
     encoder.head = None
     measured = {line["step"]: line for line in read_metrics(run) if "uniformity" in line}
-    before, after = (only_measures(measured.get(step, {})) for step in (0, state.step))
+    before, last, after = (only_measures(measured.get(step, {})) for step in (0, trainer.step, state.step))
     if before:
         logger.info(f"before training  {describe(before)}")
-    logger.info(f"after training   {describe(after)}")
-    logger.info(verdict(before, after, trainer.pairs is not None))
-    logger.info(f"Encoder: {run / ENCODER} (step {state.step}), ready for SentenceTransformer or AutoModel.")
+    logger.info(f"after training   {describe(last)}")
+    if state.step not in (0, trainer.step):
+        logger.info(f"best, step {state.step:<5}  {describe(after)}")
+    logger.info(str(judge(before, last if state.step == 0 else after)))
+    if state.step == 0:
+        logger.info(f"Training did not help here. Encoder: {run / ENCODER}, the one you started with.")
+    else:
+        logger.info(f"Encoder: {run / ENCODER} (step {state.step}), ready for SentenceTransformer or AutoModel.")
     return Run(run, encoder, before, after)

@@ -14,14 +14,9 @@ from torch.nn.functional import normalize
 from simcse_train.config import TrainConfig, objective_setting
 from simcse_train.data.batches import Batch, Batches
 from simcse_train.encoders.encoder import Encoder
-from simcse_train.encoders.loading import load_encoder
 from simcse_train.encoders.packing import pack
-from simcse_train.encoders.saving import save_encoder
-from simcse_train.errors import InputError
 from simcse_train.objectives.objective import Objective, Rows
-from simcse_train.runs.atomic import write_folder
-from simcse_train.runs.folder import START
-from simcse_train.runs.manifest import damage, write_manifest
+from simcse_train.runs.start import load_start
 from simcse_train.search.bank import Bank
 from simcse_train.search.embeddings import Autocast, cached_array, cached_embeddings, encoder_fingerprint
 from simcse_train.search.index import mutual_neighbours
@@ -136,23 +131,3 @@ def _members(start: Encoder, batches: Batches, text: str, config: TrainConfig, a
 def needs_start(config: TrainConfig, objective: Objective) -> bool:
     """Return whether the run needs the encoder that it started from."""
     return config.mask_similar is not None or bool(objective.needs & {"start", "smoothed", "members"})
-
-
-def keep_start(run: Path, encoder: Encoder) -> None:
-    """Copy the encoder into the run folder, so that a resumed run has it whatever becomes of the model's own files."""
-
-    def write(folder: Path) -> None:
-        save_encoder(encoder, folder)
-        write_manifest(folder)
-
-    write_folder(run / START, write)
-
-
-def load_start(run: Path, config: TrainConfig) -> Encoder:
-    """Return the encoder that a run started from, frozen; raises `InputError` if its copy is damaged."""
-    if reason := damage(run / START, "config.json"):
-        raise InputError(
-            f"{run / START}, the encoder that the run started from, cannot be used: {reason}. "
-            f"--objective {config.objective} needs it. Restore that folder, or start a new run."
-        )
-    return load_encoder(run / START, pooling=config.pooling).eval().requires_grad_(False)

@@ -1,0 +1,72 @@
+"""What kind of encoder training starts from, and what kind of text it sees: no labels are needed.
+
+The thresholds come from `scripts/verdict_study.py`; docs/questions.md shows the figures behind them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from simcse_train.evaluation.geometry import cluster_agreement, uniformity
+from simcse_train.evaluation.hardness import negative_cosines
+
+TUNED = -2.2  # uniformity below which an encoder has been trained to tell sentences apart
+CLUSTERED = 0.42  # agreement of clusterings above which a text falls into topics
+GENERAL = 0.30  # mean cosine with the most similar of 63 random sentences, below which a text has no common subject
+BATCH = 64
+SAMPLE = 512
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Measures of an encoder on a sample of a text before training, and what follows from them."""
+
+    uniformity: float
+    mean_cosine: float  # of random pairs
+    hardest_negative: float  # mean cosine of a sentence with the most similar of 63 random others
+    cluster_agreement: float
+
+    @property
+    def is_tuned(self) -> bool:
+        """Whether the encoder has been trained for sentences; otherwise it is a plain language model."""
+        return self.uniformity < TUNED
+
+    @property
+    def is_general(self) -> bool:
+        """Whether the sentences of a random batch have little in common, so that pushing them apart does no harm."""
+        return self.hardest_negative < GENERAL
+
+    @property
+    def is_clustered(self) -> bool:
+        """Whether the text falls into topics that the encoder already sees."""
+        return self.cluster_agreement > CLUSTERED
+
+
+def diagnose(embeddings: Tensor) -> Diagnosis:
+    """Return the diagnosis of a random sample; embeddings: (sentences, hidden), normalised, before training."""
+    order = torch.randperm(len(embeddings), generator=torch.Generator().manual_seed(0)).to(embeddings.device)
+    negatives = negative_cosines(embeddings[order], BATCH)  # (anchors, 63)
+    return Diagnosis(
+        uniformity=uniformity(embeddings),
+        mean_cosine=float(negatives.mean()),
+        hardest_negative=float(negatives[:, 0].mean()),
+        cluster_agreement=cluster_agreement(embeddings),
+    )
+
+
+def recommend(diagnosis: Diagnosis) -> tuple[dict[str, Any], str]:
+    """Return the objective that suits encoder and text, as settings, and the reason for it."""
+    if not diagnosis.is_tuned:
+        return {"objective": "ntxent"}, f"the encoder is a plain language model (uniformity {diagnosis.uniformity:.2f})"
+    hardest = f"the most similar of 63 random sentences has a cosine of {diagnosis.hardest_negative:.2f}"
+    if diagnosis.is_general:
+        return {"objective": "ntxent"}, f"the encoder is tuned for sentences and the text is general: {hardest}"
+    narrow = f"the encoder is tuned for sentences and the text is narrow: {hardest}"
+    agreement = f"clusterings agree to {diagnosis.cluster_agreement:.2f}"
+    if diagnosis.is_clustered:
+        return {"objective": "relational", "neighbours": 10}, f"{narrow}, and it falls into topics: {agreement}"
+    return {"objective": "relational", "neighbours": 0}, f"{narrow}, without clear topics: {agreement}"

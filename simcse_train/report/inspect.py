@@ -1,0 +1,199 @@
+"""Before training: what is in a text, what an encoder makes of it, and which settings fit.
+
+All figures but the counts of lines are of a random sample, so that a text of millions of lines takes less than a
+minute.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from torch import Tensor
+
+from simcse_train.config import option
+from simcse_train.data.files import find_files, open_file, read_texts
+from simcse_train.encoders.loading import load_encoder
+from simcse_train.encoders.tokenizer import SentenceTokenizer
+from simcse_train.errors import InputError
+from simcse_train.evaluation.diagnosis import CLUSTERED, GENERAL, TUNED, Diagnosis, diagnose, recommend
+from simcse_train.evaluation.geometry import alignment, embed, embed_views
+from simcse_train.evaluation.hardness import (
+    GradientShares,
+    gradient_shares,
+    most_similar_pairs,
+    negative_cosines,
+    view_cosine,
+)
+
+SAMPLE = 2048  # sentences that are tokenised and embedded
+VIEWS = 256  # sentences on which dropout is measured
+TEMPERATURES = (0.02, 0.05, 0.1, 0.2, 0.5)
+DROPOUTS = (0.05, 0.1, 0.2, 0.3)
+SHOWN_PAIRS = 8
+NEAR_DUPLICATE = 0.95  # cosine above which two different lines say the same
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Lines of the whole text."""
+
+    lines: int
+    empty: int
+    duplicates: int
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens per sentence of the sample, special tokens included, and the share that `--max-length` cuts."""
+
+    median: int
+    percentile_95: int
+    share_cut: float
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was found; cosines are those of the encoder before training."""
+
+    counts: Counts
+    sampled: int
+    lengths: Lengths
+    near_duplicates: float  # share of the sample with another line above NEAR_DUPLICATE
+    alignment: float
+    diagnosis: Diagnosis
+    similar_pairs: list[tuple[float, str, str]]
+    temperatures: list[GradientShares]
+    dropouts: list[tuple[float, float]]  # rate, cosine between a view and the embedding without noise
+    recommended: str  # options of the command line
+    reason: str
+
+    @property
+    def warns(self) -> bool:
+        """Whether plain SimCSE would push similar sentences apart."""
+        return self.diagnosis.is_tuned and not self.diagnosis.is_general
+
+    def as_json(self) -> str:
+        """Return all of it as one JSON object."""
+        return json.dumps({**asdict(self), "warns": self.warns}, ensure_ascii=False)
+
+
+def inspect_text(
+    data: Sequence[str],
+    model: str,
+    *,
+    text_column: str | None = None,
+    max_length: int = 32,
+    batch_size: int = 64,
+    pooling: str = "auto",
+) -> Inspection:
+    """Inspect a text with an encoder; raises `InputError` if either cannot be read or too few sentences remain."""
+    counts, sample = sample_text(data, text_column, SAMPLE)
+    if len(sample) < 2:
+        raise InputError(
+            f"--data {' '.join(data)} holds {len(sample)} different sentences; at least two are needed, one a line."
+        )
+    encoder = load_encoder(model, pooling=pooling)
+    rows = encoder.tokenizer.tokenize(sample, min(max_length, encoder.max_length))
+    embeddings = embed(encoder, rows)  # (sampled, hidden)
+    negatives = negative_cosines(embeddings, batch_size)  # (anchors, batch - 1)
+    diagnosis = diagnose(embeddings[:512])
+    pairs = most_similar_pairs(embeddings, batch_size, SHOWN_PAIRS)
+    settings, reason = recommend(diagnosis)
+    return Inspection(
+        counts=counts,
+        sampled=len(sample),
+        lengths=_lengths(encoder.tokenizer, sample, max_length, encoder.max_length),
+        near_duplicates=_near_duplicates(embeddings),
+        alignment=alignment(*embed_views(encoder, rows[:VIEWS])),
+        diagnosis=diagnosis,
+        similar_pairs=[(pair.cosine, sample[pair.first], sample[pair.second]) for pair in pairs],
+        temperatures=[gradient_shares(negatives, temperature) for temperature in TEMPERATURES],
+        dropouts=[
+            (rate, view_cosine(load_encoder(model, pooling=pooling, dropout=rate), rows[:VIEWS])) for rate in DROPOUTS
+        ],
+        recommended=" ".join(f"{option(name)} {value}" for name, value in settings.items()),
+        reason=reason,
+    )
+
+
+def sample_text(data: Sequence[str], text_column: str | None, size: int) -> tuple[Counts, list[str]]:
+    """Return the counts of a text and a random sample of its distinct sentences, in random order.
+
+    Memory grows by eight bytes and an entry of a set for each distinct line. Raises `InputError` if a file cannot be
+    read.
+    """
+    generator = random.Random(0)
+    seen: set[int] = set()
+    sample: list[str] = []
+    lines = empty = duplicates = 0
+    for path in find_files(data):
+        with open_file(path) as raw:
+            for line in read_texts(raw, path, text_column):
+                lines += 1
+                sentence = line.strip()
+                if not sentence:
+                    empty += 1
+                    continue
+                digest = int.from_bytes(hashlib.blake2b(sentence.encode(), digest_size=8).digest(), "little")
+                if digest in seen:
+                    duplicates += 1
+                    continue
+                seen.add(digest)
+                if len(sample) < size:  # reservoir sampling (Vitter 1985, algorithm R)
+                    sample.append(sentence)
+                elif (place := generator.randrange(len(seen))) < size:
+                    sample[place] = sentence
+    generator.shuffle(sample)
+    return Counts(lines, empty, duplicates), sample
+
+
+def _lengths(tokenizer: SentenceTokenizer, sample: Sequence[str], max_length: int, longest: int) -> Lengths:
+    lengths = np.array([len(row) for row in tokenizer.tokenize(sample, longest)])
+    median, percentile_95 = (int(np.percentile(lengths, share)) for share in (50, 95))
+    return Lengths(median, percentile_95, float((lengths > max_length).mean()))
+
+
+def _near_duplicates(embeddings: Tensor) -> float:
+    cosines = embeddings @ embeddings.T
+    cosines.fill_diagonal_(0)
+    return float((cosines.max(dim=1).values > NEAR_DUPLICATE).float().mean())
+
+
+def as_text(found: Inspection, max_length: int) -> str:
+    """Return an inspection as the lines that the command prints."""
+    counts, lengths, diagnosis = found.counts, found.lengths, found.diagnosis
+    kind = "tuned for sentences" if diagnosis.is_tuned else "a plain language model"
+    lines = [
+        f"Text: {counts.lines:,} lines, {counts.empty:,} empty, {counts.duplicates:,} equal to an earlier one. The "
+        f"rest is of a sample of {found.sampled:,}.",
+        f"Length: {lengths.median} tokens in the median, 95 % have at most {lengths.percentile_95}; "
+        f"--max-length {max_length} cuts {lengths.share_cut:.1%}.",
+        f"Near duplicates: {found.near_duplicates:.1%} have another line with a cosine above {NEAR_DUPLICATE}.",
+        f"Encoder: {kind}. Uniformity {diagnosis.uniformity:.2f} (tuned below {TUNED}), cosine of random pairs "
+        f"{diagnosis.mean_cosine:.2f}, alignment {found.alignment:.2f}.",
+        f"Negatives: the most similar of 63 random sentences has a cosine of {diagnosis.hardest_negative:.2f} (general "
+        f"text below {GENERAL:.2f}). Topics: clusterings agree to {diagnosis.cluster_agreement:.2f} (clear above "
+        f"{CLUSTERED}).",
+        "",
+    ]
+    if found.warns:
+        lines += [
+            "Warning: plain SimCSE would push similar sentences apart. The most similar pairs of a random batch:",
+            *(f"  {cosine:.2f}  {first[:90]}\n        {second[:90]}" for cosine, first, second in found.similar_pairs),
+            "",
+        ]
+    lines += [
+        "temperature   share of the negatives' gradient on the hardest 1 % and 10 %",
+        *(f"{row.temperature:>11}   {row.hardest_1:>5.0%} {row.hardest_10:>5.0%}" for row in found.temperatures),
+        "",
+        "dropout   cosine between a view and the embedding without noise",
+        *(f"{rate:>7}   {cosine:.3f}" for rate, cosine in found.dropouts),
+        "",
+        f"Recommended: {found.recommended}, since {found.reason}.",
+    ]
+    return "\n".join(lines)
