@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn.functional import normalize
+
+from simcse_train.evaluation.diagnosis import Diagnosis, diagnose, recommend
+from simcse_train.evaluation.geometry import cluster_agreement, corrupt, nearest_rows, neighbours_kept, retrieval
+from simcse_train.evaluation.hardness import gradient_shares, most_similar_pairs, negative_cosines
+
+
+def random_rows(rows: int, hidden: int = 64, seed: int = 0) -> torch.Tensor:
+    return normalize(torch.randn(rows, hidden, generator=torch.Generator().manual_seed(seed)))
+
+
+def topics(count: int = 25, each: int = 20, spread: float = 0.4) -> torch.Tensor:
+    """Rows around `count` centres."""
+    noise = random_rows(count * each, seed=1) * spread
+    return normalize(random_rows(count).repeat_interleave(each, 0) + noise)
+
+
+def test_spread_rows_are_tuned_and_general_and_topics_are_clustered() -> None:
+    spread, clustered, collapsed = random_rows(500, 384), topics(), normalize(1 + 0.1 * random_rows(500))
+    assert diagnose(spread).is_tuned
+    assert diagnose(spread).is_general
+    assert not diagnose(spread).is_clustered
+    assert diagnose(clustered).is_tuned
+    assert not diagnose(clustered).is_general
+    assert diagnose(clustered).is_clustered
+    assert not diagnose(collapsed).is_tuned
+
+
+@pytest.mark.parametrize(
+    ("diagnosis", "settings"),
+    [
+        (Diagnosis(-1.0, 0.7, 0.9, 0.6), {"objective": "ntxent"}),
+        (Diagnosis(-3.8, 0.0, 0.25, 0.2), {"objective": "ntxent"}),
+        (Diagnosis(-2.9, 0.2, 0.62, 0.5), {"objective": "relational", "neighbours": 10}),
+        (Diagnosis(-3.2, 0.2, 0.42, 0.2), {"objective": "relational", "neighbours": 0}),
+    ],
+)
+def test_the_objective_follows_encoder_and_text(diagnosis: Diagnosis, settings: dict[str, object]) -> None:
+    found, reason = recommend(diagnosis)
+    assert found == settings
+    assert "the encoder is" in reason
+
+
+def test_neighbours_kept_counts_the_shared_ones_whatever_their_order() -> None:
+    before = torch.tensor([[1, 2], [0, 3]])
+    assert neighbours_kept(before, torch.tensor([[2, 1], [3, 0]])) == 1
+    assert neighbours_kept(before, torch.tensor([[2, 3], [3, 2]])) == 0.5
+    rows = random_rows(30)
+    assert neighbours_kept(nearest_rows(rows), nearest_rows(rows)) == 1
+    assert not (nearest_rows(rows) == torch.arange(30)[:, None]).any()
+
+
+def test_clusterings_agree_on_topics_and_not_on_noise() -> None:
+    assert cluster_agreement(topics(spread=0.1)) > 0.8
+    assert cluster_agreement(random_rows(500, 384)) < 0.2
+
+
+def test_gradient_shares_are_those_of_the_softmax() -> None:
+    negatives = torch.tensor([[0.9, 0.1, *[0.0] * 8]])  # ten negatives: the hardest 1 % and 10 % are the first
+    expected = math.exp(9) / (math.exp(9) + math.exp(1) + 8)
+    found = gradient_shares(negatives, 0.1)
+    assert found.hardest_1 == found.hardest_10 == pytest.approx(expected, rel=1e-6)
+    assert gradient_shares(negatives, 10).hardest_1 < 0.12
+
+
+def test_negatives_and_similar_pairs_stay_within_a_batch_and_leave_the_sentence_itself_out() -> None:
+    rows = random_rows(8)
+    rows[5] = rows[1]  # in another batch of four
+    rows[6] = normalize(rows[4] + 0.1 * rows[7], dim=0)
+    negatives = negative_cosines(rows, 4)
+    assert negatives.shape == (8, 3)
+    assert negatives.max() < 0.999
+    assert (negatives.diff(dim=1) <= 0).all()
+    best = most_similar_pairs(rows, 4, 2)[0]
+    assert (best.first, best.second) == (4, 6)
+
+
+@given(st.lists(st.lists(st.integers(10, 99), min_size=1, max_size=12), min_size=1, max_size=5))
+def test_a_corrupted_copy_keeps_special_tokens_order_and_at_least_one_word(words: list[list[int]]) -> None:
+    rows = [[1, *row, 2] for row in words]
+    for row, copy in zip(words, corrupt(rows, (1, 1)), strict=True):
+        assert copy[0] == 1
+        assert copy[-1] == 2
+        kept = iter(row)
+        assert all(token in kept for token in copy[1:-1])  # a subsequence
+        assert len(copy) > 2
+
+
+def test_retrieval_is_the_share_of_copies_that_find_their_row() -> None:
+    rows = random_rows(4)
+    assert retrieval(rows, rows) == 1
+    assert retrieval(rows, rows[[0, 1, 3, 2]]) == 0.5

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simcse_train.config import make_config
+from simcse_train.encoders.loading import load_encoder
+from simcse_train.export.folder import export
+from simcse_train.report.verdict import Outcome, judge
+from simcse_train.runs.checkpoint import load_state
+from simcse_train.runs.folder import checkpoints
+from simcse_train.training.start import resume, train
+from tests.conftest import EXAMPLES
+
+TUNED = {"uniformity": -3.0, "neighbours_kept": 1.0, "cluster_agreement": 0.6}
+
+
+def after(**changes: float) -> dict[str, float]:
+    return {**TUNED, **changes}
+
+
+@pytest.mark.parametrize(
+    ("before", "measured", "outcome"),
+    [
+        (TUNED, after(neighbours_kept=0.4), Outcome.HARMED),
+        (TUNED, after(neighbours_kept=0.9, cluster_agreement=0.45), Outcome.HARMED),
+        (TUNED, after(neighbours_kept=0.8, cluster_agreement=0.65), Outcome.HELPED),
+        (TUNED, after(neighbours_kept=0.6, cluster_agreement=0.65), Outcome.UNCLEAR),
+        (TUNED, after(neighbours_kept=0.9), Outcome.UNCLEAR),
+        # Without topics before training, clusterings say nothing.
+        (after(cluster_agreement=0.2), after(neighbours_kept=0.8, cluster_agreement=0.3), Outcome.UNCLEAR),
+        (after(cluster_agreement=0.2), after(neighbours_kept=0.8, cluster_agreement=0.05), Outcome.UNCLEAR),
+        # A plain language model has no neighbourhoods worth keeping.
+        (after(uniformity=-1.0), after(uniformity=-3.0, neighbours_kept=0.1), Outcome.UNCLEAR),
+        # Labelled pairs decide where there are any.
+        (after(score=70.0), after(score=70.9, neighbours_kept=0.1), Outcome.HELPED),
+        (after(score=70.0), after(score=69.1), Outcome.HARMED),
+        (after(score=70.0), after(score=70.1), Outcome.UNCLEAR),
+        ({}, after(), Outcome.UNCLEAR),
+    ],
+)
+def test_the_verdict_follows_the_labels_or_else_the_neighbourhoods(
+    before: dict[str, float], measured: dict[str, float], outcome: Outcome
+) -> None:
+    assert judge(before, measured).outcome == outcome
+
+
+@given(kept=st.floats(0, 0.5, exclude_max=True), agreement=st.floats(-1, 1), first=st.floats(-1, 1))
+def test_lost_neighbours_are_never_called_a_help(kept: float, agreement: float, first: float) -> None:
+    verdict = judge(after(cluster_agreement=first), after(neighbours_kept=kept, cluster_agreement=agreement))
+    assert verdict.outcome == Outcome.HARMED
+    assert f"{kept:.0%}" in str(verdict)
+
+
+def settings(output: Path, **changes: Any) -> Any:
+    base = {"data": str(EXAMPLES / "sentences.txt"), "output": str(output), "log_every": 1, "precision": "fp32"}
+    return make_config({**base, **changes})
+
+
+def test_a_ruined_encoder_is_reported_where_it_happens_and_the_start_is_exported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ruin = {"objective": "ntxent", "learning_rate": 0.03, "max_steps": 6, "eval_every": 3}
+    with caplog.at_level(logging.INFO, logger="simcse_train"):
+        run = train(settings(tmp_path / "run", **ruin))
+    assert caplog.text.count("Step 3: training harms the encoder. Only") == 1
+    assert "Verdict: harmed. Only" in caplog.text
+    assert "Training did not help here. Encoder: " in caplog.text
+    sentences = ["A man plays the guitar.", "The market closed higher."]
+    start = load_encoder("starter")
+    assert np.array_equal(load_encoder(run.folder / "encoder").encode(sentences), start.encode(sentences))
+    assert export(run.folder, tmp_path / "out") == 0
+    assert np.array_equal(load_encoder(tmp_path / "out").encode(sentences), start.encode(sentences))
+    assert export(run.folder, tmp_path / "last", "last") == 6
+    assert not np.array_equal(load_encoder(tmp_path / "last").encode(sentences), start.encode(sentences))
+
+
+def test_patience_ends_a_run_that_does_not_improve_and_a_resumed_one_stops_at_the_same_step(tmp_path: Path) -> None:
+    ruin = {"objective": "ntxent", "learning_rate": 0.03, "max_steps": 30, "eval_every": 2, "save_every": 3}
+    run = train(settings(tmp_path / "run", patience=3, **ruin))
+    steps = [json.loads(line)["step"] for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert steps[-1] == 6  # harmed at 2, 4 and 6
+    saved = checkpoints(run.folder)
+    assert [path.name for path in saved] == ["step-00000003", "step-00000006"]
+    assert load_state(saved[-1]).without_improvement == 3
+    again = resume(saved[0])
+    steps = [json.loads(line)["step"] for line in (again.folder / "metrics.jsonl").read_text().splitlines()]
+    assert steps[-1] == 6
