@@ -37,7 +37,7 @@ class TrainingPairs:
 
 
 def open_training_pairs(path: Path, tokenizer: SentenceTokenizer, max_length: int) -> TrainingPairs:
-    """Return the pairs of a file, each sentence cut at `max_length` tokens; raises `InputError` if it cannot be used."""
+    """Return the pairs of a file, each sentence cut at `max_length` tokens; raises `InputError`."""
     records = list(read_training_pairs(path))
     if len(records) < 2:
         raise InputError(f"--pairs {path} holds {len(records)} pairs; at least two are needed.")
@@ -70,8 +70,8 @@ def read_training_pairs(path: Path) -> Iterator[tuple[str, ...]]:
         record = [fields[column].strip() if column < len(fields) else "" for column in columns]
         if len(record) < 2 or not record[0] or not record[1]:
             raise InputError(
-                f"--pairs {path}, line {number} does not hold an anchor and a positive. Each line needs both; a hard negative "
-                "may follow."
+                f"--pairs {path}, line {number} does not hold an anchor and a positive. Each line needs both; a hard "
+                "negative may follow."
             )
         yield tuple(record if record[-1] else record[:2])
 

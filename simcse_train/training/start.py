@@ -135,8 +135,8 @@ def _resumed_trainer(run: Path, checkpoint: Path, changes: Mapping[str, Any]) ->
     corpus, training_pairs = _open_texts(config, encoder, expected=state.corpus)
     if training_pairs is not None and training_pairs.fingerprint != state.training_pairs:
         raise InputError(
-            f"--pairs {config.pairs} does not hold the pairs that the run was trained on: its content has changed. Restore "
-            "the old pairs, or start a new run from the encoder with --model."
+            f"--pairs {config.pairs} does not hold the pairs that the run was trained on: its content has changed. "
+            "Restore the old pairs, or start a new run from the encoder with --model."
         )
     trainer = Trainer(run, config, encoder, corpus, training_pairs, pairs)
     trainer.restore(checkpoint, state)
