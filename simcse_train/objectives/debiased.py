@@ -48,5 +48,5 @@ class Debiased(Stateless):
         estimate = difference.where(above_zero, 1).log() + largest - math.log(1 - self.tau_plus)
         floor = -1 / self.temperature  # the smallest value that exp(s) can have
         estimate = estimate.where(above_zero, floor).clamp(min=floor)
-        losses = torch.logaddexp(positive, negatives.log() + estimate) - positive
+        losses = torch.logaddexp(positive, negatives.to(views).log() + estimate) - positive
         return losses.sum() / len(views)

@@ -45,8 +45,7 @@ def never_negative(rows: Rows) -> Tensor:
 def divergence(target: Tensor, student: Tensor, masked: Tensor) -> Tensor:
     """Return the mean over rows of KL(softmax(target) || softmax(student)) over places that are not `masked`.
 
-    target, student, masked: (rows, rows).
-    A row with all places masked has nothing to compare and does not count.
+    target, student, masked: (rows, rows). A row with all places masked has nothing to compare and does not count.
     """
     compared = ~masked.all(dim=1)
     masked = masked[compared]
