@@ -33,7 +33,7 @@ def _setting(
     of: Mapping[str, float] | None = None,
     **limits: Any,
 ) -> Any:
-    """Declare a setting: its group and help on the command line; `auto` says in words what a default of None or auto is.
+    """Declare a setting: its group and help on the command line; `auto` explains a default of None or auto.
 
     `of` is for a setting that only some objectives have: their names, each with the value that it takes by default.
     """
@@ -175,8 +175,8 @@ class TrainConfig(BaseModel):
             objectives = _extra(field)["of"]
             if objectives and getattr(self, name) is not None and self.objective not in objectives:
                 raise ValueError(
-                    f"{option(name)} {getattr(self, name)} is for --objective {' or '.join(objectives)}, and the objective is "
-                    f"{self.objective}. Leave it out, or choose such an objective."
+                    f"{option(name)} {getattr(self, name)} is for --objective {' or '.join(objectives)}, and the objective "
+                    f"is {self.objective}. Leave it out, or choose such an objective."
                 )
         if self.objective == "neighbours" and self.neighbours == 0:
             raise ValueError("--neighbours 0: --objective neighbours needs at least 1.")
@@ -189,8 +189,8 @@ class TrainConfig(BaseModel):
             for name, allowed in (("objective", ("auto", "infonce")), ("view", ("dropout",))):
                 if getattr(self, name) not in allowed:
                     raise ValueError(
-                        f"{option(name)} {getattr(self, name)} is for the text of --data, and there are only --pairs, which "
-                        "are trained with the paper's supervised objective. Leave it out, or name a text."
+                        f"{option(name)} {getattr(self, name)} is for the text of --data, and there are only --pairs, "
+                        "which are trained with the paper's supervised objective. Leave it out, or name a text."
                     )
         return self
 

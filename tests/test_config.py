@@ -7,7 +7,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simcse_train.config import TrainConfig, config_yaml, make_config, read_settings
+from simcse_train.config import TrainConfig, config_yaml, make_config, objective_setting, read_settings
 from simcse_train.errors import InputError
 from tests.conftest import CONFIGS
 
@@ -22,8 +22,9 @@ def test_defaults_are_those_of_the_paper_for_unsupervised_bert() -> None:
 def test_every_config_of_the_repository_is_valid(path: Path) -> None:
     config = make_config({"data": "x.txt"} | read_settings(path))
     if path.stem != "quickstart":
-        assert config.model == path.stem
-        assert (config.temperature, config.pooling, config.epochs) == (0.05, "cls", 1)
+        assert config.model == path.stem.removeprefix("sup-")
+        assert (config.temperature, config.pooling) == (0.05, "cls")
+        assert config.epochs == (3 if path.stem.startswith("sup-") else 1)
         assert config.max_length == (64 if "chinese" in path.stem else 32)
 
 
@@ -40,11 +41,49 @@ def test_every_config_of_the_repository_is_valid(path: Path) -> None:
         ({"pooling": "max"}, "--pooling max: .*'auto', 'cls' or 'mean'"),
         ({"dropout": 1.0}, "--dropout 1.0: .*less than 1"),
         ({"epochs": "many"}, "--epochs many: .*integer"),
+        ({"mask_similar": 1}, "--mask-similar 1: .*less than 1"),
+        ({"start_weight": 0, "objective": "soft"}, "--start-weight 0: .*greater than 0"),
     ],
 )
 def test_a_setting_out_of_range_is_named_with_what_is_allowed(settings: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         make_config({"data": "x.txt"} | settings if settings else {})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"beta": 1.0}, "--beta 1.0 is for --objective debiased, and the objective is ntxent. Leave it out, or choose"),
+        ({"objective": "queue", "neighbours": 3}, "--neighbours 3 is for --objective relational or soft or neighbours"),
+        ({"objective": "neighbours", "neighbours": 0}, "--neighbours 0: --objective neighbours needs at least 1"),
+        (
+            {"objective": "neighbours", "view": "repetition"},
+            "--view repetition does not combine with --objective neigh",
+        ),
+        (
+            {"data": [], "pairs": "p.csv", "objective": "soft"},
+            "--objective soft is for the text of --data, and there are",
+        ),
+        ({"data": [], "pairs": "p.csv", "view": "repetition"}, "--view repetition is for the text of --data"),
+    ],
+)
+def test_a_setting_that_the_others_make_meaningless_is_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make_config({"data": "x.txt"} | settings)
+
+
+def test_a_setting_of_an_objective_has_a_default_for_each_objective_that_has_it() -> None:
+    soft, relational = (make_config({"data": "x", "objective": name}) for name in ("soft", "relational"))
+    assert (objective_setting(soft, "neighbours"), objective_setting(relational, "neighbours")) == (0, 10)
+    given = make_config({"data": "x", "objective": "relational", "neighbours": 0})
+    assert objective_setting(given, "neighbours") == 0
+    assert make_config(yaml.safe_load(config_yaml(given))).neighbours == 0
+
+
+def test_pairs_alone_need_no_text() -> None:
+    config = make_config({"pairs": "p.csv"})
+    assert config.data == []
+    assert make_config(yaml.safe_load(config_yaml(config))) == config
 
 
 @pytest.mark.parametrize(("key", "near"), [("temprature", "temperature"), ("batch-size", "batch_size"), ("lr", None)])

@@ -1,8 +1,8 @@
 """The batches of a run: `[a, a, b, b, ...]`, packed, each a function of (seed, step) alone.
 
-The order of an epoch is a function of (seed, epoch), so a resumed run reads nothing of what came before its step. Where a
-run has training pairs, an epoch also holds their batches, `[a, a+, b, b+, ...]` or with a hard negative `[a, a+, a-, ...]`,
-evenly spread among those of the text.
+The order of an epoch is a function of (seed, epoch), so a resumed run reads nothing of what came before its step. Where
+a run has training pairs, an epoch also holds their batches, `[a, a+, b, b+, ...]` or with a hard negative `[a, a+, a-,
+...]`, evenly spread among those of the text.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Batch:
     paired: bool = False  # whether it holds training pairs
 
     def parts(self, size: int | None) -> list[tuple[Tensor, Tensor]]:
-        """Return tokens (total,) and lengths (rows,) in parts of at most `size` sentences; without a size, in one part."""
+        """Return tokens (total,) and lengths (rows,) in parts of at most `size` sentences, or undivided."""
         lengths = self.lengths.split(self.views * size if size else len(self.lengths))
         tokens = self.tokens.split([int(part.sum()) for part in lengths])
         return list(zip(tokens, lengths, strict=True))

@@ -37,7 +37,7 @@ class TrainingPairs:
 
 
 def open_training_pairs(path: Path, tokenizer: SentenceTokenizer, max_length: int) -> TrainingPairs:
-    """Return the pairs of a file, each sentence cut at `max_length` tokens; raises `InputError` if it cannot be used."""
+    """Return the pairs of a file, each sentence cut at `max_length` tokens; raises `InputError`."""
     records = list(read_training_pairs(path))
     if len(records) < 2:
         raise InputError(f"--pairs {path} holds {len(records)} pairs; at least two are needed.")
@@ -57,64 +57,65 @@ def read_training_pairs(path: Path) -> Iterator[tuple[str, ...]]:
     The columns are found by their names (see `NAMES`); without known names they are the first two or three. Raises
     `InputError` with the line where a sentence is missing.
     """
-    columns: list[int] | None = None
-    for number, fields in _records(path):
-        if columns is None:
-            header = [field.strip().lower() for field in fields]
-            known = next((names for names in NAMES if set(names[:2]) <= set(header)), None)
-            columns = (
-                [header.index(name) for name in known if name in header] if known else list(range(len(fields)))[:3]
-            )
-            if known:
-                continue
-        record = [fields[column].strip() if column < len(fields) else "" for column in columns]
-        if len(record) < 2 or not record[0] or not record[1]:
-            raise InputError(
-                f"--pairs {path}, line {number} does not hold an anchor and a positive. Each line needs both; a hard negative "
-                "may follow."
-            )
-        yield tuple(record if record[-1] else record[:2])
-
-
-def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yield line number and fields of each record; of a jsonl file the names of the fields come first."""
+    if not path.is_file():
+        raise InputError(f"--pairs {path}: there is no such file. Check the path.")
     kind = text_format(path)
-    if kind == ".parquet" or not path.is_file():
-        raise InputError(f"--pairs {path} is no csv, tsv or jsonl file. Check the path, or convert the file.")
+    if kind == ".parquet":
+        raise InputError(f"--pairs {path} is no csv, tsv or jsonl file. Convert it.")
     with open_file(path, "--pairs") as raw:
         lines = ((number, line) for number, line in read_lines(raw, path) if line.strip())
-        if kind == ".jsonl":
-            names: list[str] = []
-            for number, line in lines:
-                try:
-                    values = json.loads(line)
-                except ValueError:
-                    values = None
-                if isinstance(values, dict):
-                    if not names:
-                        names = list(values)
-                        yield number, names
-                    values = [values.get(name) for name in names]
-                if not isinstance(values, list) or not all(isinstance(v, str | None) for v in values[:3]):
-                    raise InputError(f"--pairs {path}, line {number} is no JSON object or array of sentences.")
-                yield number, [value or "" for value in values]
-            return
-        numbered: list[int] = []  # the line on which the present record began
+        for number, fields in _json_records(lines, path) if kind == ".jsonl" else _table_records(lines, path, kind):
+            record = tuple(field.strip() for field in [*fields, "", "", ""][:3])
+            if not record[0] or not record[1]:
+                raise InputError(
+                    f"--pairs {path}, line {number} does not hold an anchor and a positive. Each line needs both; a hard "
+                    "negative may follow."
+                )
+            yield record if record[2] else record[:2]
 
-        def source() -> Iterator[str]:
-            for number, line in lines:
-                numbered[:] = [number]
-                yield line + "\n"
 
-        is_tsv = kind == ".tsv"
-        reader = csv.reader(source(), delimiter="\t", quoting=csv.QUOTE_NONE) if is_tsv else csv.reader(source())
+def _table_records(lines: Iterator[tuple[int, str]], path: Path, kind: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield line number and anchor, positive and, where there is one, hard negative of each line of a csv or tsv."""
+    number = 0
+
+    def source() -> Iterator[str]:
+        nonlocal number
+        for at, line in lines:
+            number = at
+            yield line + "\n"
+
+    reader = csv.reader(source(), delimiter="\t", quoting=csv.QUOTE_NONE) if kind == ".tsv" else csv.reader(source())
+    columns: list[int] | None = None
+    try:
+        for fields in reader:
+            if columns is None:
+                header = [field.strip().lower() for field in fields]
+                names = _known(header)
+                columns = [header.index(name) for name in names if name in header] if names else [0, 1, 2]
+                if names:
+                    continue
+            yield number, [fields[column] if column < len(fields) else "" for column in columns]
+    except csv.Error as error:
+        raise InputError(f"--pairs {path}, line {number} is not valid csv ({error}). Fix the line.") from None
+
+
+def _json_records(lines: Iterator[tuple[int, str]], path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield line number and anchor, positive and, where there is one, hard negative of each JSON object or array."""
+    for number, line in lines:
         try:
-            for fields in reader:
-                yield numbered[0], fields
-        except csv.Error as error:
-            raise InputError(
-                f"--pairs {path}, line {reader.line_num} is not valid csv ({error}). Fix the line."
-            ) from None
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            record = None
+        if isinstance(record, dict):
+            record = [record.get(name) for name in _known(list(record)) or list(record)[:3]]
+        if not isinstance(record, list) or not all(isinstance(value, str | None) for value in record):
+            raise InputError(f"--pairs {path}, line {number} is no JSON object or array of sentences.")
+        yield number, [value or "" for value in record]
+
+
+def _known(columns: list[str]) -> tuple[str, ...]:
+    """Return the names of `NAMES` that the columns have, empty where they have none of them."""
+    return next((names for names in NAMES if set(names[:2]) <= set(columns)), ())
 
 
 def _digest(records: list[tuple[str, ...]]) -> str:

@@ -35,8 +35,8 @@ class Repetition:
 def neighbour_of_each(members: NDArray[np.int32], random: np.random.Generator) -> NDArray[np.int64]:
     """Return for each sentence a random neighbour, or the sentence itself where it has none.
 
-    members: (sentences, K + 1), first the sentence's own number, then those of its neighbours, its own again where it has
-    fewer than K.
+    members: (sentences, K + 1), first the sentence's own number, then those of its neighbours, its own again where it
+    has fewer than K.
     """
     others = members[:, 1:] != members[:, :1]
     chosen = (random.random(len(members)) * others.sum(1)).astype(np.int64)  # which of its neighbours

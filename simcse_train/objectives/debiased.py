@@ -1,4 +1,4 @@
-"""The debiased objective: it subtracts the share of negatives that have the anchor's own meaning, and can favour hard ones."""
+"""The debiased objective: it subtracts the expected share of false negatives, and can favour hard negatives."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from simcse_train.objectives.similarity import MASKED, never_negative, normalize
 class Debiased(Stateless):
     """NT-Xent in which the sum over negatives is replaced by an estimate of it over true negatives.
 
-    `tau_plus` is the assumed probability that a random sentence has the meaning of the anchor; `beta` weights negatives by
-    exp(beta * cosine / temperature), 0 not at all. Sources: Chuang et al. 2020 (arXiv 2007.00224), equation 8 with
-    M = 1, the positive itself; Robinson et al. 2021 (arXiv 2010.04592) for `beta`.
+    `tau_plus` is the assumed probability that a random sentence has the meaning of the anchor; `beta` weights negatives
+    by exp(beta * cosine / temperature), 0 not at all. Sources: Chuang et al. 2020 (arXiv 2007.00224), equation 8 with M
+    = 1, the positive itself; Robinson et al. 2021 (arXiv 2010.04592) for `beta`.
     """
 
     temperature: float
@@ -48,5 +48,5 @@ class Debiased(Stateless):
         estimate = difference.where(above_zero, 1).log() + largest - math.log(1 - self.tau_plus)
         floor = -1 / self.temperature  # the smallest value that exp(s) can have
         estimate = estimate.where(above_zero, floor).clamp(min=floor)
-        losses = torch.logaddexp(positive, negatives.log() + estimate) - positive
+        losses = torch.logaddexp(positive, negatives.to(views).log() + estimate) - positive
         return losses.sum() / len(views)

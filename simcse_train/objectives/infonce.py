@@ -1,4 +1,4 @@
-"""InfoNCE: the paper's own objective, first views against second views, and against hard negatives where there are any."""
+"""InfoNCE: the paper's own objective, first views against second views and against hard negatives."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class InfoNCE(Stateless):
     temperature: float
 
     def loss(self, embeddings: Tensor, rows: Rows) -> Tensor:
-        """Return the mean loss of the N anchors; embeddings: (N * V, hidden), `[a, a', b, b', ...]` or `[a, a+, a-, ...]`."""
+        """Return the mean loss of N anchors; embeddings: (N * V, hidden), `[a, a', b, ...]` or `[a, a+, a-, b, ...]`."""
         views = normalized(embeddings)
         places = torch.arange(len(views), device=views.device)
         candidates = torch.cat([places[view :: rows.views] for view in range(1, rows.views)])  # (N * (V - 1),)

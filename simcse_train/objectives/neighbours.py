@@ -12,9 +12,9 @@ from simcse_train.objectives.objective import Need
 class Neighbours(NTXent):
     """NT-Xent on batches whose second view is a neighbour (see `data.views`); a neighbourhood holds no negatives.
 
-    Two sentences are mutual neighbours if each is among the K nearest of the other. A sentence without one has its twin as
-    positive. Source: NNCLR, Dwibedi et al. 2021 (arXiv 2104.14548), here with mutual neighbours among all sentences of the
-    text.
+    Two sentences are mutual neighbours if each is among the K nearest of the other. A sentence without one has its twin
+    as positive. Source: NNCLR, Dwibedi et al. 2021 (arXiv 2104.14548), here with mutual neighbours among all sentences
+    of the text.
     """
 
     @property

@@ -30,8 +30,8 @@ class Rows:
 class Objective(Protocol):
     """A loss on the embeddings of a whole batch, chosen by name with `--objective`.
 
-    It does not know parts or processes: `forward_backward` gives it the embeddings of all of them. What it must remember
-    between steps it returns from `state`, and a checkpoint saves that.
+    It does not know parts or processes: `forward_backward` gives it the embeddings of all of them. What it must
+    remember between steps it returns from `state`, and a checkpoint saves that.
     """
 
     @property
@@ -57,7 +57,7 @@ class Objective(Protocol):
 
 
 class Stateless:
-    """The part of `Objective` that an objective shares with all others that have no memory and need nothing but texts."""
+    """The part of `Objective` that all objectives without memory share; those that need more than texts override `needs`."""
 
     @property
     def needs(self) -> frozenset[Need]:

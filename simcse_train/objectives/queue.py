@@ -13,8 +13,8 @@ from simcse_train.objectives.similarity import MASKED, never_negative, normalize
 class Queue:
     """InfoNCE in which the embeddings of the most recent `size` sentences before this batch are negatives too.
 
-    The momentum encoder computes them without dropout, and the trainer keeps it. Sources: Wu et al. 2022 (ESimCSE, arXiv
-    2109.04380); He et al. 2020 (MoCo, arXiv 1911.05722), section 3.2.
+    The momentum encoder computes them without dropout, and the trainer keeps it. Sources: Wu et al. 2022 (ESimCSE,
+    arXiv 2109.04380); He et al. 2020 (MoCo, arXiv 1911.05722), section 3.2.
     """
 
     def __init__(self, temperature: float, size: int) -> None:

@@ -16,8 +16,8 @@ class Relational(Stateless):
     """Divergence of the encoder's softmax over the *other* sentences from that of the start, mixed with NT-Xent.
 
     The twin is left out: its cosine of 1 would take nearly all of the target. Both softmaxes have `start_temperature`.
-    `weight` is the share of this term in the loss, the rest is NT-Xent. With `smoothed` the start's embeddings are first
-    moved towards their nearest neighbours, so the encoder learns from the text as well as from the start. Source:
+    `weight` is the share of this term in the loss, the rest is NT-Xent. With `smoothed` the start's embeddings are
+    first moved towards their nearest neighbours, so the encoder learns from the text as well as from the start. Source:
     relational distillation, Park et al. 2019 (arXiv 1904.05068), here as a divergence of softmaxes over the batch.
     """
 

@@ -26,9 +26,9 @@ def same_text(texts: Tensor) -> Tensor:
 def never_negative(rows: Rows) -> Tensor:
     """Return the (rows, rows) mask that is True where a row must not be pushed away from another.
 
-    These are rows with the same text, rows that only fill a place, sentences whose neighbourhoods share a member, and sentences
-    that the frozen start finds more similar than `similar_above` (probable false negatives). The diagonal is True, and so
-    is the place of the positive, which the caller makes False.
+    These are rows with the same text, rows that only fill a place, sentences whose neighbourhoods share a member, and
+    sentences that the frozen start finds more similar than `similar_above` (probable false negatives). The diagonal is
+    True, and so is the place of the positive, which the caller makes False.
     """
     masked = same_text(rows.texts) | (rows.texts < 0)[None, :]
     if rows.members is not None:
@@ -43,9 +43,9 @@ def never_negative(rows: Rows) -> Tensor:
 
 
 def divergence(target: Tensor, student: Tensor, masked: Tensor) -> Tensor:
-    """Return the mean over rows of KL(softmax(target) || softmax(student)), both (rows, rows), over places not `masked`.
+    """Return the mean over rows of KL(softmax(target) || softmax(student)) over places that are not `masked`.
 
-    A row with all places masked has nothing to compare and does not count.
+    target, student, masked: (rows, rows). A row with all places masked has nothing to compare and does not count.
     """
     compared = ~masked.all(dim=1)
     masked = masked[compared]

@@ -1,4 +1,4 @@
-"""Soft targets: the frozen start's own cosines in place of one-hot labels, so that similar sentences are not pushed apart."""
+"""Soft targets: the frozen start's cosines in place of one-hot labels, so that similar sentences stay together."""
 
 from __future__ import annotations
 

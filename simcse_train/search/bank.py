@@ -1,8 +1,8 @@
 """What the frozen start makes of sentences: their embeddings, and the same moved towards their nearest neighbours.
 
-A bank of at most 16,384 evenly spaced sentences is embedded before the first step, and kept in the cache; a shorter text is
-in it as a whole. A sentence outside the bank is embedded when it is asked for, so a text of millions of lines costs no more
-at the beginning than one of 16,384. Neighbours are sought in the bank.
+A bank of at most 16,384 evenly spaced sentences is embedded before the first step, and kept in the cache; a shorter
+text is in it as a whole. A sentence outside the bank is embedded when it is asked for, so a text of millions of lines
+costs no more at the beginning than one of 16,384. Neighbours are sought in the bank.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Bank:
         return self._start(distinct)[torch.from_numpy(inverse)]
 
     def smoothed(self, numbers: NDArray[np.int64], k: int) -> Tensor:
-        """Return the start's embeddings (numbers, hidden) of sentences moved towards their k nearest ones in the bank."""
+        """Return the start's embeddings (numbers, hidden) moved towards the k nearest sentences in the bank."""
         distinct, inverse = np.unique(numbers, return_inverse=True)
         found = self._start(distinct)
         cosines, places = nearest(found, self.embeddings, k, exclude=self._places(distinct))

@@ -1,4 +1,4 @@
-"""The embeddings of numbered sentences, computed once for an encoder and a text and kept in the cache of tokenised text."""
+"""The embeddings of numbered sentences, computed once for an encoder and a text and kept in the user's cache."""
 
 from __future__ import annotations
 
@@ -63,9 +63,9 @@ def cached_embeddings(
 ) -> NDArray[np.float16]:
     """Return the embeddings (numbers, hidden) of the sentences with these numbers, memory-mapped, of length 1.
 
-    `text` names the text and how it is tokenised (its fingerprint, the maximum length); `precision` names the arithmetic
-    of `autocast`. They are computed if the cache does not have them for this encoder and text, in memory that does not
-    grow with the text. Raises `InputError` if the cache cannot be written.
+    `text` names the text and how it is tokenised (its fingerprint, the maximum length); `precision` names the
+    arithmetic of `autocast`. They are computed if the cache does not have them for this encoder and text, in memory
+    that does not grow with the text. Raises `InputError` if the cache cannot be written.
     """
 
     def write(out: NDArray[np.float16]) -> None:
@@ -110,8 +110,8 @@ def cached_array(
                 partial.rename(path)
     except OSError as error:
         raise InputError(
-            f"Embeddings cannot be kept in {path.parent} ({error.strerror or error}). Free space, or set XDG_CACHE_HOME to "
-            "another folder."
+            f"Embeddings cannot be kept in {path.parent} ({error.strerror or error}). Free space, or set XDG_CACHE_HOME "
+            "to another folder."
         ) from None
     try:
         # Copy-on-write: torch warns of arrays that it may not write to.

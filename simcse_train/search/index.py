@@ -19,12 +19,12 @@ TRAINING = 64  # sampled keys per list from which the index finds its lists
 
 
 def nearest(queries: Tensor, keys: Tensor, k: int, exclude: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Return the cosines and the places among keys of the k nearest keys of each query, both (queries, k), nearest first.
+    """Return the cosines and the places of the k nearest keys of each query, both (queries, k), nearest first.
 
-    queries: (queries, hidden), keys: (keys, hidden), of length 1 in any precision; `exclude` (queries,) is a place among
-    the keys that is left out for each query, negative for none. Where there are fewer than k keys, the cosine is -inf. The
-    result is exact up to 4e10 comparisons; beyond that it is an index's, which finds nearly all. Raises `InputError` if the
-    index's library is needed and missing.
+    queries: (queries, hidden), keys: (keys, hidden), of length 1 in any precision; `exclude` (queries,) is a place
+    among the keys that is left out for each query, negative for none. Where there are fewer than k keys, the cosine is
+    -inf. The result is exact up to 4e10 comparisons; beyond that it is an index's, which finds nearly all. Raises
+    `InputError` if the index's library is needed and missing.
     """
     if len(queries) * len(keys) > EXACT_PRODUCTS and len(queries) > QUERY_BLOCK:
         return _from_index(queries, keys, k, exclude)
@@ -43,8 +43,8 @@ def nearest(queries: Tensor, keys: Tensor, k: int, exclude: Tensor | None = None
 def mutual_neighbours(embeddings: Tensor, k: int) -> NDArray[np.int32]:
     """Return for each of embeddings (rows, hidden) its own place and those of its mutual neighbours, (rows, k + 1).
 
-    Two rows are mutual neighbours if each is among the k nearest of the other. The row's own place stands first, and again
-    in the places of neighbours that it does not have.
+    Two rows are mutual neighbours if each is among the k nearest of the other. The row's own place stands first, and
+    again in the places of neighbours that it does not have.
     """
     own = torch.arange(len(embeddings))
     places = nearest(embeddings, embeddings, k, exclude=own)[1].cpu()  # (rows, k)
@@ -60,8 +60,8 @@ def mutual_neighbours(embeddings: Tensor, k: int) -> NDArray[np.int32]:
 def smoothed(embeddings: Tensor, keys: Tensor, cosines: Tensor, places: Tensor) -> Tensor:
     """Return embeddings (rows, hidden) moved towards their nearest keys, of length 1.
 
-    cosines and places: (rows, k), as `nearest` returns them. A neighbour weighs the third power of its cosine and the row
-    itself 1, so that near neighbours count and a row without any stays where it is.
+    cosines and places: (rows, k), as `nearest` returns them. A neighbour weighs the third power of its cosine and the
+    row itself 1, so that near neighbours count and a row without any stays where it is.
     """
     weights = cosines.clamp(min=0).pow(3)  # -inf, for a neighbour that is not there, becomes 0
     neighbours = keys[places].to(embeddings)  # (rows, k, hidden)

@@ -1,4 +1,4 @@
-"""The encoders beside the one that is trained: the frozen start and a momentum copy, whose embeddings objectives use."""
+"""The encoders beside the trained one, whose embeddings objectives use: the frozen start and a momentum copy."""
 
 from __future__ import annotations
 

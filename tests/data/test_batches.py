@@ -16,6 +16,8 @@ from simcse_train.data.batches import (
     skip_held_out,
     two_views,
 )
+from simcse_train.data.sentences import SentenceList
+from simcse_train.data.training_pairs import TrainingPairs
 
 sizes = given(
     sentences=st.integers(0, 300),
@@ -36,6 +38,9 @@ class Numbers:
 
     def tokens(self, numbers: NDArray[np.int64]) -> list[list[int]]:
         return [[2, int(number), 3] for number in numbers]
+
+    def texts(self, numbers: NDArray[np.int64]) -> list[str]:
+        return [str(number) for number in numbers]
 
 
 def batches_of(sentences: int, batch_size: int, held_out: list[int], seed: int = 0) -> Batches:
@@ -107,3 +112,56 @@ def test_positions_count_only_the_sentences_that_are_not_held_out(drawn: tuple[i
     held_out = np.array(sorted(number for number in chosen if number < sentences), dtype=np.int64)
     found = skip_held_out(np.arange(sentences - len(held_out)), held_out)
     assert found.tolist() == np.delete(np.arange(sentences), held_out).tolist()
+
+
+def pairs_of(count: int, views: int = 2) -> TrainingPairs:
+    """Pairs whose sentence i has the tokens [2, 1000 + i, 3]."""
+    rows = np.arange(count * views).reshape(count, views)
+    sentences = [str(number) for number in range(count * views)]
+    return TrainingPairs(rows, SentenceList(sentences, [[2, 1000 + i, 3] for i in range(count * views)]), "")
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(2, 200), st.integers(2, 120), st.integers(2, 20), st.integers(0, 3))
+def test_an_epoch_has_every_pair_and_every_sentence_once_evenly_mixed(
+    sentences: int, pairs: int, batch_size: int, epoch: int
+) -> None:
+    mixed = Batches(Numbers(sentences), np.zeros(0, np.int64), batch_size, 1, torch.device("cpu"), pairs_of(pairs))
+    found = [mixed.at(step) for step in range(epoch * mixed.per_epoch, (epoch + 1) * mixed.per_epoch)]
+    of_pairs = [batch for batch in found if batch.paired]
+    of_text = [batch for batch in found if not batch.paired]
+    anchors = [int(number) for batch in of_pairs for number in batch.sentences]
+    assert len(set(anchors)) == len(anchors) == pairs - (pairs % batch_size == 1)
+    seen = [int(number) for batch in of_text for number in batch.sentences]
+    assert len(set(seen)) == len(seen) == sentences - (sentences % batch_size == 1)
+    share = len(of_pairs) / len(found)
+    for position in range(len(found) + 1):  # at no place is one kind more than a batch ahead
+        assert abs(sum(batch.paired for batch in found[:position]) - share * position) < 1
+    for batch in of_pairs:
+        assert batch.sources.tolist() == [n + i for n in batch.sentences for i in (0, 1)]
+        assert batch.tokens.tolist() == [t for n in batch.sources for t in (2, 1000 + n - sentences, 3)]
+
+
+def test_the_sentences_of_pairs_are_numbered_after_those_of_the_text() -> None:
+    mixed = Batches(Numbers(5), np.zeros(0, np.int64), 4, 1, torch.device("cpu"), pairs_of(3))
+    assert mixed.numbered == 11
+    assert mixed.tokens(np.array([7, 0, 5, 0])) == [[2, 1002, 3], [2, 0, 3], [2, 1000, 3], [2, 0, 3]]
+
+
+def test_a_place_without_a_hard_negative_has_a_negative_text_and_source() -> None:
+    pairs = pairs_of(2, views=3)
+    pairs.rows[1, 2] = -1
+    batch = Batches(None, np.zeros(0, np.int64), 2, 1, torch.device("cpu"), pairs).at(0)
+    assert batch.views == 3
+    place = 3 * batch.sentences.tolist().index(3) + 2
+    assert [i for i in range(6) if batch.texts[i] < 0] == [i for i in range(6) if batch.sources[i] < 0] == [place]
+    assert len(batch.lengths) == 6
+
+
+def test_second_views_come_from_neighbourhoods_where_they_are_known() -> None:
+    members = np.array([[i, (i + 1) % 10] for i in range(10)], dtype=np.int32)
+    batches = Batches(Numbers(10), np.zeros(0, np.int64), 5, 1, torch.device("cpu"), members=members)
+    batch = batches.at(0)
+    assert batch.sources.tolist() == [x for n in batch.sentences.tolist() for x in (n, (n + 1) % 10)]
+    assert batch.tokens.tolist() == [t for n in batch.sources.tolist() for t in (2, n, 3)]
+    assert batch.texts[1] != batch.texts[0]

@@ -20,7 +20,6 @@ from simcse_train.data.batches import two_views
 from simcse_train.encoders.head import projection_head
 from simcse_train.encoders.loading import load_encoder
 from simcse_train.errors import InputError, Stopped, TrainingError
-from simcse_train.objectives.objective import Rows
 from simcse_train.objectives.registry import OBJECTIVES, make_objective
 from simcse_train.randomness import seeded
 from simcse_train.runs.folder import checkpoint_path, checkpoints
@@ -31,6 +30,7 @@ from simcse_train.training.step import forward_backward
 from simcse_train.training.stopping import StopRequests
 from tests.conftest import make_bert
 from tests.encoders.families import make_family
+from tests.objectives.rows import known_rows
 
 
 def settings(text: Path, model: Path | str, output: Path, **changes: Any) -> TrainConfig:
@@ -98,7 +98,7 @@ def test_micro_batches_give_the_gradients_of_the_undivided_loss(tiny: Path, pool
     )
     batch = two_views(rows, np.arange(len(rows)))
     config = make_config({"data": "x", "seed": 3, "micro_batch_size": 2, "objective": objective, "temperature": 0.2})
-    chosen, known = make_objective(config), Rows(batch.views, batch.texts)
+    chosen, known = make_objective(config), known_rows(5, texts=batch.texts, hidden=32, dtype=torch.float32)
     noise = partial(seeded, 3, 7)
     loss = forward_backward(encoder, chosen, batch.parts(2), known, noise, nullcontext, lambda loss: loss)
     found = {name: p.grad.clone() for name, p in encoder.named_parameters() if p.grad is not None}

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from simcse_train.data.cache import cache_folder
+from simcse_train.encoders.encoder import Encoder
+from simcse_train.encoders.loading import load_encoder
+from simcse_train.errors import InputError
+from simcse_train.search import bank as bank_module
+from simcse_train.search.bank import Bank
+from simcse_train.search.embeddings import cached_array, cached_embeddings, encoder_fingerprint
+
+SENTENCES = ["a man plays", "the dog runs in the park", "a cat", "red", "the woman sings on a hill", "blue guitar"]
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return cache_folder()
+
+
+class Text:
+    """Counts how many sentences are read."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.rows, self.read = encoder.tokenizer.tokenize(SENTENCES, 12), 0
+
+    def tokens(self, numbers: NDArray[np.int64]) -> list[list[int]]:
+        self.read += len(numbers)
+        return [self.rows[number] for number in numbers.tolist()]
+
+
+def test_embeddings_are_those_of_encode_and_are_computed_once(tiny: Path, cache: Path) -> None:
+    encoder = load_encoder(tiny, pooling="mean").train()
+    text, numbers = Text(encoder), np.array([4, 0, 2])
+    found = cached_embeddings(encoder, text.tokens, numbers, "t")
+    assert encoder.training
+    assert np.allclose(found, encoder.encode([SENTENCES[i] for i in numbers]), atol=1e-3)
+    assert text.read == 3
+    assert np.array_equal(cached_embeddings(encoder, text.tokens, numbers, "t"), found)
+    assert text.read == 3
+    for other in ({"numbers": np.array([4, 0, 1])}, {"text": "u"}, {"precision": "bf16"}):
+        cached_embeddings(encoder, text.tokens, **({"numbers": numbers, "text": "t"} | other))  # type: ignore[arg-type]
+    assert text.read == 12
+    assert not list(cache.glob("*.partial"))
+
+
+def test_the_fingerprint_is_that_of_weights_and_pooling_and_not_of_dropout(tiny: Path) -> None:
+    plain = encoder_fingerprint(load_encoder(tiny, pooling="mean"))
+    assert encoder_fingerprint(load_encoder(tiny, pooling="mean", dropout=0.4)) == plain
+    assert encoder_fingerprint(load_encoder(tiny, pooling="cls")) != plain
+    changed = load_encoder(tiny, pooling="mean")
+    with torch.no_grad():
+        next(changed.parameters())[0, 0] += 1e-6
+    assert encoder_fingerprint(changed) != plain
+
+
+def test_a_failed_computation_leaves_nothing_and_a_second_caller_waits_for_the_first(cache: Path) -> None:
+    def fail(out: NDArray[np.float32]) -> None:
+        raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError):
+        cached_array("x", 1, (2, 3), np.float32, fail)
+    assert not [path for path in cache.iterdir() if path.suffix != ".lock"]
+    begun, released, calls = threading.Event(), threading.Event(), []
+
+    def slow(out: NDArray[np.float32]) -> None:
+        calls.append(1)
+        begun.set()
+        released.wait(20)
+        out[:] = 7
+
+    first = threading.Thread(target=cached_array, args=("x", 1, (2, 3), np.float32, slow))
+    first.start()
+    begun.wait(20)
+    results: list[NDArray[np.float32]] = []
+    second = threading.Thread(target=lambda: results.append(cached_array("x", 1, (2, 3), np.float32, slow)))
+    second.start()
+    released.set()
+    first.join()
+    second.join()
+    assert len(calls) == 1
+    assert results[0].tolist() == [[7, 7, 7]] * 2
+
+
+def test_a_damaged_array_is_named(cache: Path) -> None:
+    cached_array("x", 1, (2, 3), np.float32, lambda out: out.fill(1))
+    (path,) = cache.glob("x-*.npy")
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(InputError, match=f"{path.name} cannot be read.*Delete that file"):
+        cached_array("x", 1, (2, 3), np.float32, lambda out: out.fill(1))
+
+
+@pytest.mark.parametrize("size", [3, 6])
+def test_sentences_in_the_bank_and_outside_it_have_the_embeddings_of_the_start(
+    tiny: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    monkeypatch.setattr(bank_module, "BANK", size)
+    encoder = load_encoder(tiny, pooling="mean")
+    text = Text(encoder)
+    held = np.arange(6)
+    bank = Bank(encoder, text.tokens, held, "t", asked=6, precision="fp32", autocast=torch.no_grad)
+    assert len(bank.numbers) == size
+    assert text.read == size
+    asked = np.array([5, 1, 1, -1, 0])
+    found = bank.start(asked).numpy()
+    expected = encoder.encode(SENTENCES)
+    assert np.allclose(found[[0, 1, 2, 4]], expected[[5, 1, 1, 0]], atol=1e-3)
+    assert not found[3].any()
+    # Moved towards the two nearest in the bank, itself left out.
+    near = bank.smoothed(np.array([1]), 2).numpy()[0]
+    others = expected[[number for number in bank.numbers.tolist() if number != 1]]
+    best = sorted(others, key=lambda row: -float(row @ expected[1]))[:2]
+    moved = expected[1] + sum(max(0, float(row @ expected[1])) ** 3 * row for row in best)
+    assert np.allclose(near, moved / np.linalg.norm(moved), atol=2e-3)
+
+
+def test_a_quantile_divides_the_cosines_of_different_sentences(tiny: Path, cache: Path) -> None:
+    encoder = load_encoder(tiny, pooling="mean")
+    bank = Bank(encoder, Text(encoder).tokens, np.arange(6), "t", asked=6, precision="fp32", autocast=torch.no_grad)
+    rows = encoder.encode(SENTENCES)
+    between = (rows @ rows.T)[np.triu_indices(6, 1)]
+    assert (between > bank.quantile(0.8)).mean() == pytest.approx(0.2, abs=0.01)

@@ -1,0 +1,122 @@
+"""Whole runs with each objective, with pairs, and with the start beside them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from simcse_train.config import TrainConfig, make_config
+from simcse_train.data.batches import Batches
+from simcse_train.errors import InputError, Stopped
+from simcse_train.search import bank
+from simcse_train.training.start import resume, train
+
+# Each with the option that it alone has, so that a resumed run must read it back.
+RUNS: dict[str, dict[str, Any]] = {
+    "debiased": {"objective": "debiased", "beta": 0.5, "micro_batch_size": 3},
+    "soft": {"objective": "soft", "start_weight": 0.5},
+    "relational": {"objective": "relational", "neighbours": 3, "micro_batch_size": 3},
+    "neighbours": {"objective": "neighbours", "neighbours": 4},
+    "queue": {"objective": "queue", "queue_size": 11, "momentum": 0.5, "pooling": "cls", "micro_batch_size": 3},
+    "mask": {"objective": "queue", "mask_similar": 0.7},
+    "repetition": {"view": "repetition"},
+    "pairs": {"pairs": "pairs.csv", "micro_batch_size": 3},
+    "pairs alone": {"pairs": "pairs.csv", "data": []},
+    "pairs masked": {"pairs": "pairs.csv", "mask_similar": 0.5, "objective": "relational"},
+}
+
+
+@pytest.fixture(scope="module")
+def few(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with 40 lines of text and 20 pairs, some of them with a hard negative."""
+    folder = tmp_path_factory.mktemp("few")
+    lines = text.read_text(encoding="utf-8").splitlines()
+    (folder / "text.txt").write_text("\n".join(lines[:40]) + "\n", encoding="utf-8")
+    records = [{"anchor": lines[i], "positive": lines[i + 20]} for i in range(20)]
+    for i in range(0, 20, 2):
+        records[i]["negative"] = lines[i + 40]
+    rows = "\n".join(f'"{r["anchor"]}","{r["positive"]}","{r.get("negative", "")}"' for r in records)
+    (folder / "pairs.csv").write_text("anchor,positive,negative\n" + rows + "\n", encoding="utf-8")
+    return folder
+
+
+def settings(few: Path, model: Path, output: Path, **changes: Any) -> TrainConfig:
+    base: dict[str, Any] = {"batch_size": 8, "max_length": 12, "learning_rate": 1e-3, "max_steps": 7, "keep": 9}
+    base |= {"data": str(few / "text.txt"), "model": str(model), "output": str(output), "pooling": "mean", **changes}
+    return make_config(base | ({"pairs": str(few / base["pairs"])} if "pairs" in base else {}))
+
+
+def bits(run: Path) -> dict[str, bytes]:
+    return {name: t.numpy().tobytes() for name, t in load_file(run / "encoder" / "model.safetensors").items()}
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Let a SIGTERM arrive during the given step."""
+    original = Batches.at
+
+    def at(self: Batches, index: int) -> Any:
+        if index == step - 1:
+            signal.raise_signal(signal.SIGTERM)
+        return original(self, index)
+
+    monkeypatch.setattr(Batches, "at", at)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_resumed_run_ends_with_the_bits_of_an_undisturbed_one(
+    name: str, few: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Path(shutil.copytree(tiny, tmp_path / "model"))
+    if name == "relational":
+        monkeypatch.setattr(bank, "BANK", 16)  # sentences outside the bank are embedded when they are asked for
+    whole = train(settings(few, model, tmp_path / "whole", **RUNS[name]))
+    plain = {"objective": "ntxent"} if "data" not in RUNS[name] else {"pairs": "pairs.csv", "data": [], "seed": 1}
+    assert bits(whole.folder) != bits(train(settings(few, model, tmp_path / "plain", **plain)).folder)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 4)
+        with pytest.raises(Stopped):
+            train(settings(few, model, tmp_path / "stopped", **RUNS[name]))
+    shutil.rmtree(model)  # the run has its own copy of what it started from
+    assert bits(resume(tmp_path / "stopped").folder) == bits(whole.folder)
+
+
+def test_only_a_run_that_needs_its_start_keeps_a_copy_of_it(few: Path, tiny: Path, tmp_path: Path) -> None:
+    assert not (train(settings(few, tiny, tmp_path / "plain", max_steps=1)).folder / "start").exists()
+    run = train(settings(few, tiny, tmp_path / "soft", max_steps=2, objective="soft")).folder
+    assert load_file(run / "start" / "model.safetensors").keys() == load_file(tiny / "model.safetensors").keys()
+    (run / "start" / "config.json").write_text("{}")
+    with pytest.raises(InputError, match=r"start, the encoder that the run started from.*config.json is damaged"):
+        resume(run, {"max_steps": 4})
+
+
+def test_a_run_that_fails_before_it_begins_leaves_no_folder(few: Path, tiny: Path, tmp_path: Path) -> None:
+    few_pairs = tmp_path / "one.csv"
+    few_pairs.write_text("anchor,positive\na man,the man\n")
+    with pytest.raises(InputError, match="--pairs .*one.csv holds 1 pairs; at least two are needed"):
+        train(settings(tmp_path, tiny, tmp_path / "run", pairs="one.csv", data=[]))
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_pairs_are_refused_and_moved_ones_accepted(few: Path, tiny: Path, tmp_path: Path) -> None:
+    own = Path(shutil.copy(few / "pairs.csv", tmp_path / "pairs.csv"))
+    run = train(settings(tmp_path, tiny, tmp_path / "run", pairs="pairs.csv", data=[], max_steps=2)).folder
+    moved = own.rename(tmp_path / "moved.csv")
+    resume(run, {"max_steps": 3, "pairs": str(moved)})
+    moved.write_text(moved.read_text() + "a man,the man,\n")
+    with pytest.raises(InputError, match="does not hold the pairs that the run was trained on"):
+        resume(run, {"max_steps": 4})
+
+
+def test_the_screen_says_how_pairs_and_text_are_mixed(
+    few: Path, tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "simcse_train")
+    run = train(settings(few, tiny, tmp_path / "run", pairs="pairs.csv", max_steps=1)).folder
+    assert "Pairs: 20, in batches of their own, evenly spread among those of the text" in caplog.text
+    assert json.loads((run / "checkpoints" / "step-00000001" / "state.json").read_text())["training_pairs"]
