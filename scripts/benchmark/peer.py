@@ -4,8 +4,7 @@ This is the SimCSE recipe of its documentation: `MultipleNegativesRankingLoss` a
 itself. Scaled-dot-product attention and the fused AdamW are on by default. Two switches need code:
 
 - Batches of similar length need a batch sampler. The arguments accept `train_sampling_strategy="group_by_length"`,
-but the
-  data loader does not use it.
+  but the data loader does not use it.
 - One forward pass for both views needs a subclass of the loss that calls `embed_columns(separate_first=False)`.
 """
 
