@@ -43,8 +43,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, BertTokenizer, PreTrainedTokenizerBase
 
-# How many texts of each source the student learns from. Definitions and clauses are short, encyclopaedic sentences
-# long: an encoder that has seen only one length is poor at the other.
+# The number of texts of each source. Definitions and clauses are short, encyclopaedic sentences are long: an encoder
+# that has seen only one length is poor at the other.
 SOURCES = {
     "wikipedia-en.txt.xz": 110_000,
     "wordnet-headed.txt.gz": 45_000,
@@ -61,9 +61,9 @@ HIDDEN, LAYERS, HEADS, INTERMEDIATE, POSITIONS = 256, 2, 4, 1024, 128
 MAX_LENGTH = 64
 BATCH = 256
 DROPOUT = 0.1
-# The same function, since a layer norm follows, but AdamW's steps of a fixed size then move the embeddings 8 times
-# less. A rare word gets such a step whenever it occurs, and SimCSE's gradients, tiny on a good encoder, would scatter
-# it.
+# The function stays the same, since a layer norm follows, but AdamW's steps of a fixed size then move the embeddings
+# 8 times less. A rare word gets such a step whenever it occurs, and the tiny gradients of SimCSE on a good encoder
+# would scatter it.
 EMBEDDING_SCALE = 8
 PAIR_WEIGHT = 20.0  # brings the squared error of cosines (about 0.01) to the size of the cosine distance (about 0.2)
 
@@ -145,7 +145,7 @@ def pad(rows: list[list[int]]) -> dict[str, Tensor]:
 
 @torch.inference_mode()
 def embed_with_teacher(teacher: torch.nn.Module, rows: list[list[int]], path: Path, log: Path) -> np.ndarray:
-    """Return the teacher's normalised embeddings (texts, 384) as float16, computed in parts that are saved in `path`."""
+    """Return the teacher's normalised embeddings (texts, 384) as float16, computed in parts saved in `path`."""
     size = 8192
     path.mkdir(parents=True, exist_ok=True)
     for start in range(0, len(rows), size):
@@ -194,7 +194,7 @@ def build_vocabulary(
 
 
 def student_loss(embeddings: Tensor, target: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the cosine distance of embeddings (batch, 256) to their targets, and the mean squared error of pairwise cosines."""
+    """Return the cosine distance of embeddings (batch, 256) to their targets, and the squared error of all cosines."""
     ours = normalize(embeddings)
     cosine = 1 - (ours * target).sum(1).mean()
     off_diagonal = ~torch.eye(len(ours), dtype=torch.bool)

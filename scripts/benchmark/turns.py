@@ -75,6 +75,11 @@ class Running:
         self._process.start()
         theirs.close()
 
+    @property
+    def pid(self) -> int:
+        """The id of the process."""
+        return self._process.pid or 0
+
     def wait_until_ready(self) -> None:
         """Return after the warm-up steps, with the process stopped; raises `ContenderFailed`."""
         self._receive()
@@ -105,7 +110,7 @@ class Running:
 
     def _signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid or 0, number)
+            os.killpg(self.pid, number)
 
 
 class Clock:

@@ -1,5 +1,9 @@
+"""The figures of the speed benchmark: its operation counts, its turns, its summary and its messages."""
+
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +14,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertModel
 from typer.testing import CliRunner
 
-from scripts.benchmark import (
-    Contender,
-    Measurement,
-    bucketed,
-    goals,
-    main,
-    products,
-    read_sentences,
-    summarize,
-    table,
-    training_flops,
-)
+from scripts.benchmark.__main__ import main
+from scripts.benchmark.bound import product_flops, products, training_flops
+from scripts.benchmark.contenders import OURS, PEER, Contender, Job
+from scripts.benchmark.inputs import read_sentences
+from scripts.benchmark.peer import bucketed
+from scripts.benchmark.summary import goals, steps_per_second, summarize, table
+from scripts.benchmark.turns import ContenderFailed, Report, Running, Turn
 from simcse_train.errors import InputError
 
 LENGTHS = [3, 17, 17, 32, 5]
@@ -65,7 +64,7 @@ def test_flops_of_a_last_layer_for_cls_alone_are_those_that_torch_counts() -> No
 def test_products_hold_all_operations_but_those_of_the_attention() -> None:
     for cls in (False, True):
         counted = products(sum(LENGTHS), len(LENGTHS), **SIZES, cls=cls)
-        linear = 3 * sum(2 * m * k * n * count for (m, k, n), count in counted.items())
+        linear = product_flops(counted)
         attention = 3 * sum(4 * 32 * (3 * x * x if not cls else 2 * x * x + x) for x in LENGTHS)
         assert linear + attention == training_flops(LENGTHS, **SIZES, cls=cls)
 
@@ -80,31 +79,101 @@ def test_bucketed_batches_hold_each_sentence_once_and_like_lengths() -> None:
     assert batches == bucketed(lengths, 16, seed=1) != bucketed(lengths, 16, seed=2)
 
 
-def measurements(*speeds: float) -> list[Measurement]:
-    return [Measurement(speed, memory=100.0, device_memory=0.0, profile=[]) for speed in speeds]
+def reports(*seconds: float, waited: float = 0.0) -> list[Report]:
+    return [Report(each, waited, memory=100.0, device_memory=0.0) for each in seconds]
 
 
-def test_the_summary_compares_medians_with_the_peer_its_fastest_switches_and_the_bound() -> None:
+COMPARED = [
+    Contender("peer", PEER),
+    Contender("peer-half", PEER, "bf16"),
+    Contender("peer-workers", PEER, "bf16", workers=1),
+    Contender("packed", OURS, "bf16", packed=True),
+]
+
+
+def test_the_summary_compares_medians_over_rounds_with_the_peer_its_fastest_switches_and_the_bound() -> None:
     rounds = {
-        "peer": measurements(10, 30, 11),
-        "peer-half": measurements(20),
-        "peer-workers": measurements(18),
-        "packed": measurements(44),
+        "peer": [reports(1.0, 1.0), reports(0.2, 0.6), reports(4.0)],  # 64, 160 and 16 sentences per second
+        "peer-half": [reports(0.5)],
+        "peer-workers": [reports(0.6)],
+        "packed": [reports(0.25)],
     }
-    summary = summarize(rounds, rates=[7e9, 8e9, 100e9], flops_per_sentence=1e8)
-    assert summary["rows"]["peer"] == {"median": 11, "lowest": 10, "highest": 30, "memory": 100, "device_memory": 0}
-    assert (summary["bound"], summary["fastest_switched"]) == (80, "peer-half")
-    assert summary["ratios"] == {"shipped": 4.0, "switched": 2.2, "bound": 0.55}
-    assert [line.split("  ")[-1] for line in goals(summary).splitlines()] == ["met", "met", "NOT met"]
+    summary = summarize(
+        COMPARED,
+        rounds,
+        [reports(1.0), reports(0.5), reports(9.0)],
+        64,
+        flops_per_product_step=6e9,
+        flops_per_sentence=2e7,
+    )
+    row = summary["rows"]["peer"]
+    assert (row["median"], row["lowest"], row["highest"], row["steps"]) == (64, 16, 160, 5)
+    assert (summary["bound"], summary["fastest_switched"]) == (300, "peer-half")
+    assert summary["ratios"] == {"shipped": 4.0, "switched": 2.0, "bound": 256 / 300}
+    assert [line.split("  ")[-1] for line in goals(summary).splitlines()] == ["met", "met", "met"]
+    slower = summary | {"ratios": {"shipped": 3.4, "switched": 1.7, "bound": 0.64}}
+    assert goals(slower).count("NOT met") == 3
+
+
+def test_contended_steps_are_left_out_while_enough_others_remain() -> None:
+    busy = reports(3.0, waited=0.02)
+    assert steps_per_second(reports(1.0) + 3 * busy) == (1.0, False)
+    assert steps_per_second(reports(1.0) + 4 * busy) == (5 / 13, True)  # a fifth is too few to stand for the round
+    assert steps_per_second(3 * busy, own_workers=True) == (1 / 3, False)  # its own workers make it wait
+
+
+def test_a_row_of_contended_steps_is_marked_in_the_table() -> None:
+    rounds = {"peer": [reports(1.0)], "packed": [reports(1.0, 1.0, waited=0.5)]}
+    summary = summarize(COMPARED, rounds, [reports(1.0)], 64, 1e9, 1e7)
+    lines = table([COMPARED[0], COMPARED[-1]], summary, {}).splitlines()
+    assert "64.0 " in lines[1] and "0/1" in lines[1]
+    assert "64.0* " in lines[2] and "2/2" in lines[2]
+    assert lines[-1].startswith("* Other programs ran")
 
 
 def test_a_row_that_failed_says_why_and_goals_without_a_peer_are_not_measured() -> None:
-    compared = [Contender("peer", "sentence-transformers"), Contender("packed", "simcse-train", packed=True)]
-    summary = summarize({"peer": [], "packed": measurements(40)}, rates=[8e9], flops_per_sentence=1e8)
+    compared = [COMPARED[0], COMPARED[-1]]
+    summary = summarize(compared, {"packed": [reports(1.0)]}, [reports(1.0)], 40, 8e9, 1e8)
     lines = table(compared, summary, {"peer": "no memory"}).splitlines()
     assert "failed: no memory" in lines[1]
     assert lines[2].startswith("simcse-train ") and lines[2].endswith("50%")
     assert goals(summary).count("not measured") == 2
+
+
+def count_steps(path: Path, job: Job, clock: Callable[[], None]) -> None:
+    """Append a byte to a file in each step, and fail after the tenth."""
+    for _ in range(10):
+        with path.open("a") as stream:
+            stream.write(".")
+        clock()
+    raise ValueError("ten steps are enough")
+
+
+def test_a_process_takes_as_many_steps_as_its_turn_allows_and_stands_still_between_turns(tmp_path: Path) -> None:
+    path = tmp_path / "steps"
+    job = Job("model", "text", steps=8, batch_size=2, max_length=8, device="cpu", threads=1, warmup=3)
+    process = Running(count_steps, path, job=job)
+    try:
+        process.wait_until_ready()
+        counts = [path.stat().st_size]
+        for turn in (Turn(), Turn(4)):
+            report = process.take(turn)
+            assert 0 < report.seconds < 60 and report.waited >= 0 and report.memory > 10
+            counts.append(path.stat().st_size)
+            time.sleep(0.05)
+            assert path.stat().st_size == counts[-1]
+            assert state_of(process) == "T"  # stopped, with whatever else is in its group
+        assert counts == [3, 4, 8]
+        with pytest.raises(ContenderFailed, match="ValueError: ten steps are enough"):
+            process.take(Turn(5))
+    finally:
+        process.end()
+
+
+def state_of(process: Running) -> str:
+    """Return the state of a process on Linux, T where that is unknown."""
+    status = Path(f"/proc/{process.pid}/stat")
+    return status.read_text().rsplit(")", 1)[1].split()[0] if status.exists() else "T"
 
 
 def test_the_first_distinct_sentences_of_a_text_are_read(tmp_path: Path) -> None:
@@ -119,7 +188,7 @@ def test_the_first_distinct_sentences_of_a_text_are_read(tmp_path: Path) -> None
     ("arguments", "message"),
     [
         (["--data", "absent.txt"], "there is no such file"),
-        (["--data", "x", "--shape", "huge"], "--shape huge: it is one of starter, mini, base"),
+        (["--data", "x", "--shape", "huge"], "--shape huge must be one of starter, mini, base"),
         (["--data", "x", "--contenders", "peer,fast"], "--contenders fast: there is no such row here"),
     ],
 )
