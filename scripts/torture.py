@@ -213,7 +213,7 @@ def _last_words(folder: Path) -> str:
     return " ".join((folder / "screen.txt").read_text(errors="replace").splitlines()[-5:])
 
 
-def _start(folder: Path, precision: str, steps: int) -> list[str]:
+def _options(folder: Path, precision: str, steps: int) -> list[str]:
     """Write a tiny encoder and a text; return the options of a run on them."""
     rng = random.Random(0)
     words = sorted({"".join(rng.choices("aeioulmnrst", k=rng.randint(2, 7))) for _ in range(300)})

@@ -72,7 +72,7 @@ def find_device(wanted: str) -> str:
 
 
 def find_precision(wanted: str, device: str) -> str:
-    """Return the fastest precision that the device has in hardware; emulated bfloat16 is 100 times slower than float32."""
+    """Return the fastest precision that the device has in hardware; emulated bf16 is 100 times slower than fp32."""
     if wanted == "fp16" and device != "cuda":
         raise InputError(f"--precision fp16 needs a CUDA GPU, not {device}. Use bf16 or fp32.")
     if wanted != "auto":
