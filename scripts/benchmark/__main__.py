@@ -135,6 +135,8 @@ def benchmark(settings: Settings, compared: Sequence[Contender]) -> dict[str, st
     settings.output.mkdir(parents=True, exist_ok=True)
     # For the processes of the contenders: as many threads for tokenizers as for torch, no hub, no progress bars.
     os.environ |= {"RAYON_NUM_THREADS": str(settings.threads), "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
+    # A killed process leaves its semaphores to the resource tracker of multiprocessing, which then prints a warning.
+    os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker"
     described = machine(settings.device, settings.threads)
     measured = Measured()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
