@@ -229,7 +229,8 @@ def _options(folder: Path, precision: str, steps: int) -> list[str]:
         "intermediate_size": 64,
         "max_position_embeddings": 32,
     }
-    BertModel(BertConfig(vocab_size=len(tokenizer), initializer_range=0.3, **sizes)).save_pretrained(model)  # type: ignore[arg-type]
+    config = BertConfig(vocab_size=len(tokenizer), initializer_range=0.3, **sizes)  # type: ignore[arg-type]
+    BertModel(config).save_pretrained(model)
     tokenizer.save_pretrained(model)
     settings = {
         "data": text,
