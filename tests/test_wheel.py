@@ -52,8 +52,8 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     python = folder / "env" / "bin" / "python"
     pip = (sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index")
     run(*pip, wheel, folder=folder)
-    # Folders named in a .pth file come last on the path, and .pth files inside them are not read. An editable install of
-    # the package in this environment is such a file, so the package can come from the wheel alone.
+    # Folders named in a .pth file come last on the path, and .pth files inside them are not read. An editable install
+    # of the package in this environment is such a file, so the package can come from the wheel alone.
     own = Path(sysconfig.get_path("purelib", vars={"base": str(folder / "env"), "platbase": str(folder / "env")}))
     shared = dict.fromkeys([sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *site.getsitepackages()])
     (own / "dependencies.pth").write_text("".join(f"{path}\n" for path in shared))
