@@ -347,8 +347,8 @@ def main(
             pieces * (0.05 * math.sqrt(HIDDEN) / pieces.norm(dim=1, keepdim=True))
         )
         student.embeddings.word_embeddings.weight[tokenizer.pad_token_id].zero_()
-    # Without dropout first: a student this small underfits. With it last: SimCSE's two views then start close
-    # together, and training spreads sentences out instead of teaching the encoder to bear dropout.
+    # First without dropout, since a student this small underfits. Then with dropout, so that the two views of SimCSE
+    # start close together: training then spreads sentences out instead of teaching the encoder to tolerate dropout.
     train_student(student, rows, vectors, directions, work / "student.pt", epochs, learning_rate, False, seed, log)
     train_student(student, rows, vectors, directions, work / "robust.pt", 1, learning_rate / 2, True, seed + 1, log)
     save_starter(student, tokenizer, output)

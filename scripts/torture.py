@@ -67,9 +67,9 @@ class Verdict:
             f"{self.half_written} left something half-written, {self.before_first} came before the first checkpoint",
             *(f"{self.precision}: FAILED: {failure}" for failure in self.failures),
         ]
-        return "\n".join(
-            lines if self.failures else [*lines, f"{self.precision}: the same bits as undisturbed, no temporary files"]
-        )
+        if not self.failures:
+            lines.append(f"{self.precision}: the same bits as the undisturbed run, no temporary files")
+        return "\n".join(lines)
 
 
 def torture(folder: Path, precision: str, kills: int, seed: int) -> Verdict:
@@ -91,7 +91,7 @@ def torture(folder: Path, precision: str, kills: int, seed: int) -> Verdict:
     aims = [rng.choice([STARTING, READING, TRAINING]) for _ in range(early)]
     aims += [rng.choice([STARTING, TRAINING, SAVING, SAVING]) for _ in range(kills - early - late)]
     aims += [EXPORTING] * late
-    lasts = dict.fromkeys(range(len(PHASES)), 0.1)  # seconds that each phase was last seen to last
+    lasts = dict.fromkeys(range(len(PHASES)), 0.1)  # seconds that each phase took when it was last seen
     while aims:
         arguments = ["--resume", str(run)] if (run / "config.yaml").exists() else [*options, "--output", str(run)]
         phase = processes.RawValue("i", STARTING)
@@ -122,7 +122,7 @@ def torture(folder: Path, precision: str, kills: int, seed: int) -> Verdict:
 
 
 def live(arguments: list[str], folder: str, phase: Any, seconds: float) -> None:
-    """Be one life: run the command line, note the phase it is in, and wait before every change to the disk."""
+    """Run the command line as one life of the run: note its phase and wait before every change to the disk."""
     os.environ["XDG_CACHE_HOME"] = f"{folder}/cache"
     screen = os.open(f"{folder}/screen.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(screen, 1)
