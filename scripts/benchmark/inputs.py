@@ -43,15 +43,14 @@ def make_model(
     Every shape uses the starter's tokenizer: the time of a step depends on the number of tokens, not on which they are.
     """
     from transformers import AutoModel, AutoTokenizer, BertConfig
-    from transformers.utils import logging
 
+    from simcse_train.cli.app import quiet
     from simcse_train.encoders.encoder import Encoder
     from simcse_train.encoders.loading import STARTER_FOLDER
     from simcse_train.encoders.saving import save_encoder
     from simcse_train.encoders.tokenizer import SentenceTokenizer
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    quiet()
     torch.manual_seed(0)
     sizes = SHAPES[shape]
     config = BertConfig(vocab_size=30522)
