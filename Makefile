@@ -1,6 +1,7 @@
 # make quickstart   set up .venv and train the bundled encoder on the example text
 # make test         set up .venv and run every check
-# make fix          let ruff mend what it can
+# make lint         the checks without the tests: ruff, mypy, import rules
+# make fix          let ruff fix and format what it can
 # PIP_ARGS adds options to every pip install, for example an extra index with CPU builds of torch.
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,7 +9,7 @@ PIP_ARGS ?=
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt $(PIP_ARGS)
 
-.PHONY: install quickstart test fix
+.PHONY: install quickstart lint test fix
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -25,10 +26,13 @@ install: $(VENV)/installed
 quickstart: $(VENV)/installed
 	$(BIN)/simcse-train --config configs/quickstart.yaml
 
-test: $(VENV)/installed-dev
+lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint
 	$(BIN)/python -m pytest -m "not slow"
 
 fix: $(VENV)/installed-dev

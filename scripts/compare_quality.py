@@ -1,19 +1,20 @@
-"""Print whether this program and sentence-transformers' own SimCSE recipe learn the same.
+"""Print whether this program and sentence-transformers' own SimCSE recipe learn equally well.
 
-    pip install -e ".[bench]"
+    pip install -c constraints.txt -e ".[bench]"
     python scripts/compare_quality.py --data ../shared/data --steps 100
 
-Both start from the same weights, learn from the same sentences for the same number of steps with the same settings (batch 64, rate
-3e-5 falling linearly to 0, max length 32, gradient norm 1), and are scored on STS-B test by the same function: sentence-transformers
-with MultipleNegativesRankingLoss at scale 20 on pairs of a sentence and itself, this program with `--objective infonce --projection off`.
-The order of the data and the dropout noise differ, so several seeds are needed. This program learns twice, with packed batches, as it
-comes, and with padded ones: the two draw their noise in another order and must end within the spread of the seeds. `--trainers` leaves
-contenders out.
+Both start from the same weights, learn from the same sentences for the same number of steps with the same settings
+(batch 64, rate 3e-5 falling linearly to 0, max length 32, gradient norm 1), and are scored on STS-B test by the same
+function. sentence-transformers trains with `MultipleNegativesRankingLoss` at scale 20 on pairs of a sentence and
+itself, this program with `--objective infonce --projection off`. The order of the data and the dropout noise differ,
+so several seeds are needed. This program is measured twice, with packed and with padded batches. The two draw their
+noise in another order and must end within the spread of the seeds. `--trainers` chooses fewer.
+
+The data folder holds `corpora/wikipedia-en.txt.xz` (a sentence per line) and `sts/STSBenchmark/sts-test.csv`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import lzma
 import platform
@@ -21,24 +22,25 @@ import tempfile
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Annotated
-from unittest.mock import patch
 
 import torch
 import typer
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
-from sentence_transformers.losses import MultipleNegativesRankingLoss
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
 from simcse_train import load_encoder, train
+from simcse_train.cli.app import quiet
 from simcse_train.config import make_config
-from simcse_train.evaluation import read_pairs, similarity_score
+from simcse_train.data.pairs import read_pairs
 from simcse_train.encoders.loading import STARTER_FOLDER
+from simcse_train.evaluation.sts import similarity_score
 
 TRAINERS = ("sentence-transformers", "simcse-train", "padded")
 
 
 def with_sentence_transformers(model: Path, sentences: list[str], steps: int, seed: int, folder: Path) -> Path:
-    """Train with the peer's recipe and return the saved model."""
+    """Train with the recipe of sentence-transformers and return the folder of the saved model."""
     encoder = SentenceTransformer(str(model), device="cpu")
     evaluated_length, encoder.max_seq_length = encoder.max_seq_length, 32
     arguments = SentenceTransformerTrainingArguments(
@@ -62,13 +64,11 @@ def with_sentence_transformers(model: Path, sentences: list[str], steps: int, se
 
 
 def with_this_program(model: Path, text: Path, steps: int, seed: int, folder: Path, *, packed: bool) -> Path:
-    """Train with this program's form of the same objective and return the run."""
+    """Train with this program on the same objective and return the run folder."""
     target = folder / ("packed" if packed else "padded")
     settings = {"data": str(text), "model": str(model), "output": str(target), "max_steps": steps, "seed": seed}
     config = make_config({**settings, "objective": "infonce", "projection": "off"})
-    # Users have no switch for it: what an encoder can do is found out when it is loaded.
-    with contextlib.nullcontext() if packed else patch("simcse_train.encoder._packs_exactly", return_value=False):
-        return train(config).folder
+    return train(config, load_encoder(model, packed=packed)).folder
 
 
 def main(
@@ -76,13 +76,16 @@ def main(
     model: Annotated[Path, typer.Option(help="Starting weights.")] = STARTER_FOLDER,
     steps: int = 100,
     sentences: int = 20_000,
-    seeds: Annotated[str, typer.Option(help="Seeds, with commas.")] = "1,2,3,4,5",
-    trainers: Annotated[str, typer.Option(help=f"Of {', '.join(TRAINERS)}, with commas.")] = ",".join(TRAINERS),
+    seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "1,2,3,4,5",
+    trainers: Annotated[str, typer.Option(help=f"Some of {', '.join(TRAINERS)}, separated by commas.")] = ",".join(
+        TRAINERS
+    ),
 ) -> None:
-    """Compare them."""
+    """Compare what this program and sentence-transformers learn."""
+    quiet()
     chosen_trainers = trainers.split(",")
     if unknown := [trainer for trainer in chosen_trainers if trainer not in TRAINERS]:
-        typer.echo(f"--trainers {unknown[0]}: it is one of {', '.join(TRAINERS)}.", err=True)
+        typer.echo(f"--trainers {unknown[0]} must be one of {', '.join(TRAINERS)}.", err=True)
         raise typer.Exit(2)
     pairs = read_pairs(data / "sts/STSBenchmark/sts-test.csv")
     with lzma.open(data / "corpora/wikipedia-en.txt.xz", "rt", encoding="utf-8", newline="\n") as stream:
@@ -109,9 +112,8 @@ def main(
             )
     for trainer, values in scores.items():
         spread = f"{stdev(values):.3f}" if len(values) > 1 else "unknown"
-        typer.echo(
-            f"{trainer:<22} mean {mean(values):.3f}  standard deviation {spread}  range {min(values):.3f} to {max(values):.3f}"
-        )
+        span = f"range {min(values):.3f} to {max(values):.3f}"
+        typer.echo(f"{trainer:<22} mean {mean(values):.3f}  standard deviation {spread}  {span}")
     for first, second in itertools.combinations(scores, 2):
         typer.echo(
             f"difference of the means of {first} and {second}: {abs(mean(scores[first]) - mean(scores[second])):.3f}"

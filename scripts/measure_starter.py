@@ -1,11 +1,14 @@
-"""Print what the bundled encoder scores, alone and after SimCSE: the table of its README.
+"""Print what the bundled encoder scores, alone and after SimCSE: the figures of its README.
 
-    pip install -e ".[bench]"
+    pip install -c constraints.txt -e ".[bench]"
     python scripts/measure_starter.py --data ../shared/data --runs runs/starter
 
-Trains once for each seed on Wikipedia with the program's defaults (runs that are there already are read, not repeated), then on the
-example text with the quickstart's settings. STS-B test is scored at the checkpoint of 100,032 sentences and at the end. For the
-quickstart it also prints how much of its time, imports left out, went into the training steps themselves.
+Trains once for each seed on Wikipedia with the program's defaults (runs that exist already are read, not repeated),
+then on the example text with the quickstart's settings. STS-B test is scored at the checkpoint of 100,032 sentences
+and at the end. For the quickstart it also prints the share of the time, without imports, that the training steps
+took.
+
+The data folder holds `corpora/wikipedia-en.txt.xz` (a sentence per line) and `sts/STSBenchmark/` with dev and test.
 """
 
 from __future__ import annotations
@@ -22,13 +25,18 @@ import typer
 from sklearn.feature_extraction.text import TfidfVectorizer
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-from simcse_train import TrainConfig, load_encoder, train
-from simcse_train.runs.checkpoint import checkpoint_path, checkpoints, load_state
+from simcse_train import load_encoder, train
+from simcse_train.cli.app import quiet
 from simcse_train.config import make_config, read_settings
-from simcse_train.encoder import Encoder
-from simcse_train.evaluation import Pair, read_pairs, similarity_score, spearman
-from simcse_train.export import choose_checkpoint, read_metrics
+from simcse_train.data.pairs import Pair, read_pairs
+from simcse_train.encoders.encoder import Encoder
 from simcse_train.encoders.loading import STARTER_FOLDER
+from simcse_train.encoders.tokenizer import SentenceTokenizer
+from simcse_train.evaluation.sts import similarity_score, spearman
+from simcse_train.export.folder import choose_checkpoint
+from simcse_train.runs.checkpoint import load_state
+from simcse_train.runs.folder import checkpoint_path, checkpoints
+from simcse_train.runs.metrics import read_metrics
 
 STEPS, HUNDRED_THOUSAND = 2000, 1563  # steps of 64 sentences; the second is 100,032 sentences
 
@@ -37,17 +45,15 @@ def tfidf_score(pairs: list[Pair]) -> float:
     """Return Spearman x 100 of TF-IDF cosines."""
     vectorizer = TfidfVectorizer().fit([sentence for pair in pairs for sentence in pair[:2]])
     first, second = (vectorizer.transform([pair[i] for pair in pairs]) for i in (0, 1))
-    return (
-        spearman(np.asarray(first.multiply(second).sum(axis=1)).ravel(), np.array([pair.score for pair in pairs]))
-        or 0.0
-    )
+    cosines = np.asarray(first.multiply(second).sum(axis=1)).ravel()
+    return spearman(cosines, np.array([pair.score for pair in pairs])) or 0.0
 
 
 def random_encoder(seed: int) -> Encoder:
     """Return an encoder of the starter's shape and tokenizer with random weights."""
     torch.manual_seed(seed)
     model = AutoModel.from_config(AutoConfig.from_pretrained(STARTER_FOLDER))
-    return Encoder(model, AutoTokenizer.from_pretrained(STARTER_FOLDER), "mean", 64)
+    return Encoder(model, SentenceTokenizer(AutoTokenizer.from_pretrained(STARTER_FOLDER)), "mean", 64)
 
 
 def score(path: Path | str, pairs: list[Pair]) -> float:
@@ -56,18 +62,15 @@ def score(path: Path | str, pairs: list[Pair]) -> float:
 
 
 def seconds_in_steps(run: Path) -> float:
-    """Return the time that the logged steps of a run took, by its sentences a second."""
+    """Return the seconds that the logged steps of a run took, from its sentences per second."""
     state = load_state(checkpoints(run)[-1])
     size = state.config().batch_size
-    epoch = [
-        min(size, state.sentences - start) for start in range(0, state.sentences - 1, size)
-    ]  # sentences in each batch
+    epoch = [min(size, state.sentences - start) for start in range(0, state.sentences - 1, size)]  # size of each batch
     seconds, done = 0.0, 0
     for record in read_metrics(run):
         if "sentences_per_second" in record:
-            seconds += (
-                sum(epoch[step % len(epoch)] for step in range(done, record["step"])) / record["sentences_per_second"]
-            )
+            sentences = sum(epoch[step % len(epoch)] for step in range(done, record["step"]))
+            seconds += sentences / record["sentences_per_second"]
             done = record["step"]
     return seconds
 
@@ -80,11 +83,14 @@ def line(name: str, values: list[float]) -> None:
 
 def main(
     data: Annotated[Path, typer.Option(help="Folder with corpora/wikipedia-en.txt.xz and sts/STSBenchmark.")],
-    runs: Annotated[Path, typer.Option(help="Where the runs are, or go.")] = Path("runs/starter"),
-    seeds: Annotated[str, typer.Option(help="Seeds, with commas.")] = "1,2,3,4,5",
-    quickstart_only: Annotated[bool, typer.Option(help="Leave the Wikipedia runs out.")] = False,
+    runs: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs/starter"),
+    seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "1,2,3,4,5",
+    quickstart_only: Annotated[
+        bool, typer.Option(help="Measure the quickstart only, without the Wikipedia runs.")
+    ] = False,
 ) -> None:
-    """Measure the starter."""
+    """Measure the bundled encoder."""
+    quiet()
     numbers = [int(seed) for seed in seeds.split(",")]
     pairs = read_pairs(data / "sts/STSBenchmark/sts-test.csv")
     typer.echo(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, seeds {seeds}")
@@ -100,12 +106,13 @@ def main(
                 settings = {
                     "data": str(data / "corpora/wikipedia-en.txt.xz"),
                     "eval": str(data / "sts/STSBenchmark/sts-dev.csv"),
+                    "output": str(folder),
+                    "max_steps": STEPS,
+                    "save_every": HUNDRED_THOUSAND,
+                    "keep": 5,
+                    "seed": seed,
                 }
-                train(
-                    TrainConfig(
-                        **settings, output=str(folder), max_steps=STEPS, save_every=HUNDRED_THOUSAND, keep=5, seed=seed
-                    )
-                )  # type: ignore[arg-type]
+                train(make_config(settings))
             hundred.append(score(checkpoint_path(folder, HUNDRED_THOUSAND), pairs))
             best.append(score(choose_checkpoint(folder, checkpoint_path(folder, HUNDRED_THOUSAND), None), pairs))
             if checkpoint_path(folder, STEPS).is_dir():
@@ -124,11 +131,8 @@ def main(
         took = time.perf_counter() - began
         changes = [f"{name} {run.before[name]:.4f} -> {run.after[name]:.4f}" for name in ("score", "uniformity")]
         share = seconds_in_steps(run.folder) / took
-        changes = [
-            *changes,
-            f"STS-B test {similarity_score(run.encoder, pairs):.2f}",
-            f"{took:.1f} s, {share:.0%} of it in steps",
-        ]
+        changes.append(f"STS-B test {similarity_score(run.encoder, pairs):.2f}")
+        changes.append(f"{took:.1f} s, {share:.0%} of it in steps")
         typer.echo(f"seed {seed}: " + ", ".join(changes))
 
 

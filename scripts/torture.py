@@ -1,12 +1,13 @@
-"""Kill a training run again and again, let it go on, and compare its end with that of a run that nobody disturbed, bit by bit.
+"""Kill a training run again and again, resume it, and compare its end with an undisturbed run, bit by bit.
 
     python scripts/torture.py --kills 100
 
-Each life of the run is a process of its own that runs the command line and is ended by SIGKILL: while it starts, between and within
-steps, inside a save, inside the export. So that kills fall between any two changes to the disk, every one of them is slowed down by a
-hook that is set in the process from here; the program knows nothing of it. The undisturbed run is a plain `python -m simcse_train`.
-The lives are forked from a process that has imported the program and done nothing else, which spares each the seconds that importing
-takes; the last one has no hook. Ends with status 1 if anything was lost.
+Each life of the run is a process that executes the command line and is ended by SIGKILL: while it starts, between and
+within steps, inside a save, inside the export. An audit hook in that process follows what it does on the disk: it
+tells which phase the run is in, and it slows down every change, so that kills fall between any two of them. The
+package itself is not changed. The undisturbed run is a plain `python -m simcse_train`. The lives are forked from a
+process that has imported the package and done nothing else, which saves the seconds of the imports; the last life has
+no hook. The exit status is 1 if anything was lost.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,23 +32,16 @@ from tqdm import tqdm
 from transformers import BertConfig, BertModel, BertTokenizer
 
 from simcse_train.cli import main as simcse_train
-from simcse_train.runs.folder import checkpoints
+from simcse_train.runs.folder import CHECKPOINTS, ENCODER, METRICS, checkpoints
 from simcse_train.runs.manifest import damage
-from simcse_train.training import start
-from simcse_train.training.loop import Trainer
 
 STARTING, READING, TRAINING, SAVING, EXPORTING = range(5)
 PHASES = ("starting", "reading the text", "training", "saving", "exporting")
-CHANGES = (
-    "os.rename",
-    "os.remove",
-    "os.rmdir",
-    "os.mkdir",
-    "open",
-)  # audit events that come before a change to the disk
+CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir")  # audit events that come before a change to the disk
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 SAVE_EVERY = 2
-SAVES_PER_KILL = 2  # so many are planned that the run outlives its kills
+SAVES_PER_KILL = 2  # enough for the run to outlive its kills
 SLOW = 0.004  # seconds before each change to the disk; a save makes about sixty
 
 processes = multiprocessing.get_context("forkserver")
@@ -57,11 +50,11 @@ processes.set_forkserver_preload(["simcse_train.training.start"])
 
 @dataclass
 class Verdict:
-    """What became of a run that was killed again and again."""
+    """What happened to a run that was killed again and again."""
 
     precision: str
     kills: Counter[str] = field(default_factory=Counter)  # by what they interrupted
-    half_written: int = 0  # kills that left a temporary
+    half_written: int = 0  # kills that left a temporary file or folder
     before_first: int = 0  # kills before there was a checkpoint
     furthest: int = 0  # step of the newest checkpoint
     seconds: float = 0.0
@@ -74,28 +67,31 @@ class Verdict:
             f"{self.half_written} left something half-written, {self.before_first} came before the first checkpoint",
             *(f"{self.precision}: FAILED: {failure}" for failure in self.failures),
         ]
-        return "\n".join(lines if self.failures else [*lines, f"{self.precision}: the same bits, nothing left over"])
+        if not self.failures:
+            lines.append(f"{self.precision}: the same bits as the undisturbed run, no temporary files")
+        return "\n".join(lines)
 
 
 def torture(folder: Path, precision: str, kills: int, seed: int) -> Verdict:
-    """Kill one run so many times, let it end, and say what was lost; `folder` is empty."""
+    """Kill one run so many times, let it end, and report what was lost; `folder` is empty."""
     began, rng, verdict = time.monotonic(), random.Random(seed), Verdict(precision)
     options = _options(folder, precision, steps=SAVE_EVERY * SAVES_PER_KILL * kills)
     whole, run, cache = folder / "whole", folder / "run", folder / "cache"
     with (folder / "screen.txt").open("a") as screen:
-        # The options that come last win. That saving does not change what is computed is part of what is tested.
+        # The last of two equal options wins. The test includes that saving does not change what is computed.
         command = [sys.executable, "-m", "simcse_train", *options, "--output", str(whole), "--save-every", "1000000"]
         cache_of_whole = str(folder / "cache-of-whole")
         subprocess.run(
             command, env={**os.environ, "XDG_CACHE_HOME": cache_of_whole}, stdout=screen, stderr=screen, check=True
         )
 
-    # The first kills are aimed at what comes before the first checkpoint, the last ones at the export; between them half fall into a save.
+    # The first kills are aimed at the time before the first checkpoint, the last ones at the export. Half of those in
+    # between are aimed at a save.
     early, late = max(1, kills // 20), max(1, kills // 10)
     aims = [rng.choice([STARTING, READING, TRAINING]) for _ in range(early)]
     aims += [rng.choice([STARTING, TRAINING, SAVING, SAVING]) for _ in range(kills - early - late)]
     aims += [EXPORTING] * late
-    lasts = dict.fromkeys(range(len(PHASES)), 0.1)  # seconds that each phase was last seen to last
+    lasts = dict.fromkeys(range(len(PHASES)), 0.1)  # seconds that each phase took when it was last seen
     while aims:
         arguments = ["--resume", str(run)] if (run / "config.yaml").exists() else [*options, "--output", str(run)]
         phase = processes.RawValue("i", STARTING)
@@ -107,10 +103,10 @@ def torture(folder: Path, precision: str, kills: int, seed: int) -> Verdict:
         life.kill()
         life.join()
         if life.exitcode not in (0, -9):
-            verdict.failures.append(f"a life ended by itself with status {life.exitcode}: {_last_words(folder)}")
+            verdict.failures.append(f"a life ended with status {life.exitcode}: {_last_words(folder)}")
             break
         if life.exitcode == 0:
-            lasts[aims[0]] /= 2  # it was done before the kill came
+            lasts[aims[0]] /= 2  # the run ended before the kill
         else:
             aims.pop(0)
             verdict.kills[PHASES[phase.value]] += 1
@@ -126,40 +122,43 @@ def torture(folder: Path, precision: str, kills: int, seed: int) -> Verdict:
 
 
 def live(arguments: list[str], folder: str, phase: Any, seconds: float) -> None:
-    """Be one life of the program: run the command line, note the phase it is in, and wait before every change to the disk."""
+    """Run the command line as one life of the run: note its phase and wait before every change to the disk."""
     os.environ["XDG_CACHE_HOME"] = f"{folder}/cache"
     screen = os.open(f"{folder}/screen.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(screen, 1)
     os.dup2(screen, 2)
 
-    def slow(event: str, details: tuple[Any, ...]) -> None:
-        if event in CHANGES and str(details[0]).startswith((f"{folder}/run", f"{folder}/cache")):
+    def follow(event: str, details: tuple[Any, ...]) -> None:
+        if event not in CHANGES and event != "open":
+            return
+        path = str(details[0])
+        changes = event in CHANGES or bool(details[2] & WRITING)
+        found = phase_of(path, folder, changes=changes)
+        if found is not None:
+            phase.value = found
+        if changes and path.startswith((f"{folder}/run", f"{folder}/cache")):
             time.sleep(seconds)
 
-    def noting(number: int, function: Callable[..., Any]) -> Callable[..., Any]:
-        def noted(*args: Any, **kwargs: Any) -> Any:
-            before, phase.value = phase.value, number
-            result = function(*args, **kwargs)
-            phase.value = before
-            return result
-
-        return noted
-
-    tqdm.set_lock(threading.RLock())  # its own lock is one between processes, which a killed one leaves to the system
-    sys.addaudithook(slow)
-    for place, name, number in (
-        (start, "open_corpus", READING),
-        (Trainer, "fit", TRAINING),
-        (Trainer, "save", SAVING),
-        (start, "finish", EXPORTING),
-    ):
-        setattr(place, name, noting(number, getattr(place, name)))
+    tqdm.set_lock(threading.RLock())  # its own lock is shared between processes and would outlive a killed one
+    if seconds:
+        sys.addaudithook(follow)
     sys.argv = ["simcse-train", *arguments]
     simcse_train()
 
 
+def phase_of(path: str, folder: str, *, changes: bool) -> int | None:
+    """Return the phase in which a run opens or changes a path; None where the path does not tell."""
+    if path.startswith(f"{folder}/cache/"):
+        return READING
+    if not changes or not path.startswith(f"{folder}/run/"):
+        return None
+    name = path.removeprefix(f"{folder}/run/").lstrip(".")
+    places = ((CHECKPOINTS, SAVING), (ENCODER, EXPORTING), (METRICS, TRAINING))
+    return next((phase for place, phase in places if name.startswith(place)), None)
+
+
 def _wait(life: Any, phase: Any, aim: int, skipped: int, lasts: dict[int, float]) -> None:
-    """Wait until a life has reached a phase for the time after `skipped`, or has ended; learn how long phases last."""
+    """Wait until a life has entered a phase once more than `skipped` times, or has ended; note how long phases last."""
     now, since = STARTING, time.monotonic()
     while life.is_alive():
         if phase.value != now:
@@ -173,13 +172,13 @@ def _wait(life: Any, phase: Any, aim: int, skipped: int, lasts: dict[int, float]
 
 
 def _inspect(run: Path, cache: Path, verdict: Verdict) -> None:
-    """Look at what a kill left: every checkpoint that can be seen is intact, and none is lost."""
+    """Check what a kill left: every visible checkpoint is intact, and none is lost."""
     saved = checkpoints(run)
     verdict.before_first += not saved
     verdict.half_written += bool(_temporaries(run, cache))
     for path in saved:
         if reason := damage(path):
-            verdict.failures.append(f"after kill {verdict.kills.total()} {path.name} was not whole: {reason}")
+            verdict.failures.append(f"after kill {verdict.kills.total()} {path.name} was damaged: {reason}")
     newest = int(saved[-1].name.removeprefix("step-")) if saved else 0
     if newest < verdict.furthest:
         verdict.failures.append(
@@ -199,7 +198,7 @@ def _compare(whole: Path, run: Path, cache: Path, verdict: Verdict) -> None:
         if not (run / name).exists() or (run / name).read_bytes() != (whole / name).read_bytes():
             verdict.failures.append(f"{name} differs from the undisturbed run's")
     logged = [[json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()] for path in (whole, run)]
-    # The mean loss of a line is over the steps since the process began, and speed is speed: the rest is the same.
+    # The speed differs from run to run; everything else is equal.
     measured = [[(m["step"], m.get("epoch"), m.get("uniformity"), m.get("loss")) for m in lines] for lines in logged]
     if measured[0] != measured[1]:
         verdict.failures.append("metrics.jsonl differs from the undisturbed run's")
@@ -215,7 +214,7 @@ def _last_words(folder: Path) -> str:
 
 
 def _options(folder: Path, precision: str, steps: int) -> list[str]:
-    """Make a tiny encoder and text; return the options of a run on them."""
+    """Write a tiny encoder and a text; return the options of a run on them."""
     rng = random.Random(0)
     words = sorted({"".join(rng.choices("aeioulmnrst", k=rng.randint(2, 7))) for _ in range(300)})
     text, vocabulary, model = folder / "text.txt", folder / "vocab.txt", folder / "model"
@@ -230,7 +229,8 @@ def _options(folder: Path, precision: str, steps: int) -> list[str]:
         "intermediate_size": 64,
         "max_position_embeddings": 32,
     }
-    BertModel(BertConfig(vocab_size=len(tokenizer), initializer_range=0.3, **sizes)).save_pretrained(model)  # type: ignore[arg-type]
+    config = BertConfig(vocab_size=len(tokenizer), initializer_range=0.3, **sizes)  # type: ignore[arg-type]
+    BertModel(config).save_pretrained(model)
     tokenizer.save_pretrained(model)
     settings = {
         "data": text,
@@ -251,7 +251,7 @@ def _options(folder: Path, precision: str, steps: int) -> list[str]:
 
 def main(
     kills: Annotated[int, typer.Option(help="SIGKILLs for each precision.", min=3)] = 100,
-    precisions: Annotated[str, typer.Option(help="fp32, bf16 or both, with a comma.")] = "fp32,bf16",
+    precisions: Annotated[str, typer.Option(help="fp32, bf16, or both separated by a comma.")] = "fp32,bf16",
     seed: Annotated[int, typer.Option(help="Decides where the kills are aimed.")] = 1,
 ) -> None:
     """Torture a run in each precision; status 1 if anything was lost."""

@@ -32,11 +32,14 @@ MAX_PARAMETERS = 20_000_000_000
 MAX_LAYERS = 1_000
 
 
-def load_encoder(name_or_path: str | Path, *, pooling: str = "auto", dropout: float | None = None) -> Encoder:
+def load_encoder(
+    name_or_path: str | Path, *, pooling: str = "auto", dropout: float | None = None, packed: bool = True
+) -> Encoder:
     """Load a sentence encoder: `starter`, a folder (of a model, a checkpoint or a finished run) or a Hugging Face name.
 
     `pooling` auto follows the model's own sentence-transformers files, else takes cls. `dropout` replaces the model's
-    own. The encoder is in evaluation mode, in float32, on the CPU. Raises `InputError` if it cannot be loaded or used.
+    own. With `packed` false, batches are padded even where the model can be packed. The encoder is in evaluation mode, in
+    float32, on the CPU. Raises `InputError` if it cannot be loaded or used.
     """
     source = _find_source(str(name_or_path))
     local_only = _must_stay_offline(source)
@@ -73,7 +76,8 @@ def load_encoder(name_or_path: str | Path, *, pooling: str = "auto", dropout: fl
     resolved = _pooling_of(source, local_only) if pooling == "auto" else pooling
     max_length = min(max_length, int(own)) if own else max_length
     encoder = Encoder(model, SentenceTokenizer(tokenizer), resolved, max_length)
-    enable_packing(encoder)
+    if packed:
+        enable_packing(encoder)
     return encoder
 
 

@@ -57,7 +57,7 @@ def resolve(config: TrainConfig, encoder: Encoder, run: Path) -> TrainConfig:
                 config.projection, config.projection
             ),
             "device": device,
-            "precision": _precision(config.precision, device),
+            "precision": find_precision(config.precision, device),
         }
     )
 
@@ -105,8 +105,8 @@ def find_device(wanted: str) -> str:
     return wanted
 
 
-def _precision(wanted: str, device: str) -> str:
-    """Return the fastest precision that the device has in hardware; emulated bfloat16 is 100 times slower than float32."""
+def find_precision(wanted: str, device: str) -> str:
+    """Return the fastest precision that the device has in hardware; emulated bf16 is 100 times slower than fp32."""
     if wanted == "fp16" and device != "cuda":
         raise InputError(f"--precision fp16 needs a CUDA GPU, not {device}. Use bf16 or fp32.")
     if wanted != "auto":

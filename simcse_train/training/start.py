@@ -61,16 +61,17 @@ class Run:
     after: Mapping[str, float]
 
 
-def train(config: TrainConfig) -> Run:
+def train(config: TrainConfig, encoder: Encoder | None = None) -> Run:
     """Train an encoder as the settings say and return the finished run.
 
+    `encoder` is trained in place of the one that `config.model` names, for example one loaded with `packed=False`.
     Raises `InputError` if a setting or a file cannot be used, `TrainingError` or `SaveError` if the run fails,
     `Stopped` after a signal, and `Interrupted`, a `KeyboardInterrupt`, after a signal before training began.
     """
     run = new_run_folder(config)
     with only_writer(run), StopRequests() as stop:
         try:
-            trainer = _new_trainer(run, config)
+            trainer = _new_trainer(run, config, encoder)
         except BaseException:
             remove_unused(run)
             raise
@@ -103,13 +104,13 @@ def resume(path: str | Path, changes: Mapping[str, Any] | None = None) -> Run:
         return finish(trainer)
 
 
-def _new_trainer(run: Path, config: TrainConfig) -> Trainer:
+def _new_trainer(run: Path, config: TrainConfig, encoder: Encoder | None = None) -> Trainer:
     # What can be known to be wrong at once is reported before the encoder is loaded.
     find_files(entry for entry in config.data if entry != "-")
     if config.pairs and not Path(config.pairs).is_file():
         raise InputError(f"--pairs {config.pairs}: there is no such file. Check the path.")
     pairs = _labelled_pairs(config)
-    encoder = load_encoder(config.model, pooling=config.pooling, dropout=config.dropout)
+    encoder = encoder or load_encoder(config.model, pooling=config.pooling, dropout=config.dropout)
     if config.model == STARTER:
         logger.info(
             "Encoder: the bundled starter, a small English BERT. --model takes any other, such as bert-base-uncased."
