@@ -9,22 +9,47 @@ from typing import Annotated
 import typer
 
 from simcse_train.cli.app import EncoderArgument, PoolingOption, app, quiet
+from simcse_train.errors import InputError
 
 
 @app.command("evaluate")
 def evaluate_command(
     encoder: EncoderArgument,
-    data: Annotated[Path, typer.Option(metavar="PATH", help="Folder with the STS sets, or a file of labelled pairs.")],
+    data: Annotated[
+        Path, typer.Option(metavar="PATH", help="Folder with the STS or transfer sets, or a file of pairs or labels.")
+    ],
     pooling: PoolingOption = "auto",
+    tasks: Annotated[str, typer.Option(metavar="sts|transfer", help="Which of SentEval's sets.")] = "sts",
+    label_column: Annotated[
+        str | None, typer.Option(metavar="NAME", help="--data is a table of sentences; this column has their labels.")
+    ] = None,
+    text_column: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The column of such a table that has the sentences.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
 ) -> None:
-    """Score an encoder: Spearman x 100 on STS tables or your own pairs."""
+    """Score an encoder on STS tables, your own pairs or labels, or the transfer tasks."""
+    if tasks not in ("sts", "transfer"):
+        raise InputError(f"--tasks {tasks} must be sts or transfer.")
+    if label_column is not None and tasks == "transfer":
+        raise InputError("--label-column and --tasks transfer can't be used together: choose one of them.")
+    if text_column is not None and label_column is None:
+        raise InputError("--text-column is for labelled sentences: name the column of the labels with --label-column.")
     quiet()
-    from simcse_train.evaluation.sts import as_json, evaluate, table
+    from simcse_train.evaluation import labels, sts, transfer
     from simcse_train.export.folder import load_saved_encoder
 
-    rows = evaluate(load_saved_encoder(encoder, pooling=pooling), data, show_progress=sys.stderr.isatty())
-    typer.echo(as_json(rows) if json else table(rows))
+    loaded, progress = load_saved_encoder(encoder, pooling=pooling), sys.stderr.isatty()
+    if label_column is not None:
+        scores = labels.evaluate_labels(loaded, data, label_column, text_column, show_progress=progress)
+        typer.echo(labels.as_json(scores) if json else labels.table(scores, data.name))
+        return
+    if tasks == "transfer":
+        results = transfer.evaluate_transfer(loaded, data, show_progress=progress)
+        typer.echo(transfer.as_json(results) if json else transfer.table(results))
+        return
+    rows = sts.evaluate(loaded, data, show_progress=progress)
+    typer.echo(sts.as_json(rows) if json else sts.table(rows))
 
 
 @app.command("encode")
