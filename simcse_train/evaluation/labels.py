@@ -15,12 +15,13 @@ from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from simcse_train.data.files import COMPRESSION, open_file, read_lines, read_texts, text_format
 from simcse_train.encoders.encoder import Encoder
 from simcse_train.errors import InputError
-from simcse_train.search.nearest import nearest
+from simcse_train.search.index import nearest
 
 NEIGHBOURS = 10
 
@@ -50,8 +51,9 @@ def evaluate_labels(
 def score_labels(embeddings: NDArray[np.float32], labels: Sequence[str]) -> LabelScores:
     """Return the measures of normalised embeddings (sentences, hidden) and the label of each."""
     _, numbers = np.unique(np.array(labels), return_inverse=True)
-    _, found = nearest(embeddings, embeddings, NEIGHBOURS, exclude=np.arange(len(embeddings)))
-    same = numbers[found] == numbers[:, None]  # (sentences, ten)
+    rows, label = torch.from_numpy(embeddings), torch.from_numpy(numbers)
+    _, found = nearest(rows, rows, min(NEIGHBOURS, len(rows) - 1), exclude=torch.arange(len(rows)))
+    same = (label[found] == label[:, None]).float()  # (sentences, ten)
     return LabelScores(
         sentences=len(labels),
         labels=int(numbers.max()) + 1,

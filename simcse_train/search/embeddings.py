@@ -1,0 +1,141 @@
+"""The embeddings of numbered sentences, computed once for an encoder and a text and kept in the cache of tokenised text."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.lib.format import open_memmap
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import normalize
+from tqdm.auto import tqdm
+
+from simcse_train.data.cache import cache_folder
+from simcse_train.encoders.encoder import Encoder
+from simcse_train.encoders.packing import pack
+from simcse_train.errors import InputError
+from simcse_train.runs.atomic import PARTIAL, flush
+
+BATCH = 64  # sentences embedded at once
+CHUNK = 4096  # sentences read, sorted by length, and written at once
+
+T = TypeVar("T", bound=np.generic)
+Autocast = Callable[[], AbstractContextManager[None]]
+Tokens = Callable[[NDArray[np.int64]], list[list[int]]]  # numbers of sentences -> their token ids
+
+
+@torch.no_grad()
+def embed_rows(encoder: Encoder, rows: Sequence[Sequence[int]], autocast: Autocast = nullcontext) -> Tensor:
+    """Return the embeddings (rows, hidden) of token ids, float32, of length 1, without dropout and without the head.
+
+    They are computed in the order of length, so that padded batches have little padding.
+    """
+    training = encoder.training
+    encoder.eval()
+    order = sorted(range(len(rows)), key=lambda row: -len(rows[row]))
+    found = torch.zeros(len(rows), encoder.hidden_size, device=encoder.device)
+    for start in range(0, len(order), BATCH):
+        chosen = order[start : start + BATCH]
+        with autocast():
+            embeddings = encoder.embed(*pack([rows[row] for row in chosen], encoder.device))
+        found[torch.tensor(chosen, device=encoder.device)] = normalize(embeddings.float())
+    encoder.train(training)
+    return found
+
+
+def cached_embeddings(
+    encoder: Encoder,
+    tokens: Tokens,
+    numbers: NDArray[np.int64],
+    text: str,
+    *,
+    precision: str = "fp32",
+    autocast: Autocast = nullcontext,
+) -> NDArray[np.float16]:
+    """Return the embeddings (numbers, hidden) of the sentences with these numbers, memory-mapped, of length 1.
+
+    `text` names the text and how it is tokenised (its fingerprint, the maximum length); `precision` names the arithmetic
+    of `autocast`. They are computed if the cache does not have them for this encoder and text, in memory that does not
+    grow with the text. Raises `InputError` if the cache cannot be written.
+    """
+
+    def write(out: NDArray[np.float16]) -> None:
+        with tqdm(total=len(numbers), desc="embed", unit="sentence", leave=False, disable=None) as bar:
+            for start in range(0, len(numbers), CHUNK):
+                rows = tokens(numbers[start : start + CHUNK])
+                out[start : start + CHUNK] = embed_rows(encoder, rows, autocast).cpu().numpy()
+                bar.update(len(rows))
+
+    key = [encoder_fingerprint(encoder), encoder.tokenizer.fingerprint(), text, _digest(numbers), precision]
+    return cached_array("embeddings", key, (len(numbers), encoder.hidden_size), np.float16, write)
+
+
+def encoder_fingerprint(encoder: Encoder) -> str:
+    """Return a SHA-256 of all that decides what an encoder makes of tokens: configuration, weights and pooling."""
+    found = hashlib.sha256(encoder.pooling.encode())
+    settings = {k: v for k, v in encoder.model.config.to_dict().items() if not k.startswith("_") and "dropout" not in k}
+    found.update(json.dumps(settings, sort_keys=True, default=str).encode())
+    for name, weights in sorted(encoder.model.state_dict().items()):
+        found.update(name.encode())
+        found.update(weights.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+def cached_array(
+    name: str, key: object, shape: tuple[int, int], dtype: type[T], write: Callable[[NDArray[T]], None]
+) -> NDArray[T]:
+    """Return an array from the cache, memory-mapped; `write` fills it if the cache has none under this name and key.
+
+    A process that needs an array that another is computing waits for it. Raises `InputError` if the cache cannot be
+    written or holds something else.
+    """
+    digest = hashlib.sha256(json.dumps([key, shape, str(np.dtype(dtype))]).encode()).hexdigest()
+    path = cache_folder() / f"{name}-{digest[:32]}.npy"
+    try:
+        with contextlib.nullcontext() if path.exists() else _alone(path) as partial:
+            if partial is not None and not path.exists():
+                out = open_memmap(partial, mode="w+", dtype=dtype, shape=shape)
+                write(out)
+                out.flush()
+                flush(partial)
+                partial.rename(path)
+    except OSError as error:
+        raise InputError(
+            f"Embeddings cannot be kept in {path.parent} ({error.strerror or error}). Free space, or set XDG_CACHE_HOME to "
+            "another folder."
+        ) from None
+    try:
+        # Copy-on-write: torch warns of arrays that it may not write to.
+        found: NDArray[T] = np.load(path, mmap_mode="c")
+        if found.shape != shape or found.dtype != dtype:
+            raise ValueError("it has another shape")
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path} cannot be read ({error}). Delete that file and run again.") from None
+    return found
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[Path]:
+    """Yield the file to write before it is renamed to `path`, locked; the system unlocks it when the process ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}{PARTIAL}")
+    lock = path.with_name(f".{path.name}.lock")
+    with lock.open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        try:
+            yield partial
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def _digest(numbers: NDArray[np.int64]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(numbers).tobytes()).hexdigest()
