@@ -1,4 +1,4 @@
-"""Commands on a run: export."""
+"""Commands on a run: export and report."""
 
 from __future__ import annotations
 
@@ -27,3 +27,14 @@ def export_command(
 
     used = export(source, target, checkpoint)
     typer.echo(f"Exported {used} to {target}.")
+
+
+@app.command("report")
+def report_command(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN [RUN ...]", help="Run folders, finished or not.")],
+) -> None:
+    """Write a run, or several side by side, as one HTML page that opens offline."""
+    quiet()
+    from simcse_train.report.page import write_report
+
+    typer.echo(f"Report: {write_report(runs)}")

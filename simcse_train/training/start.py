@@ -17,6 +17,7 @@ from simcse_train.encoders.head import projection_head
 from simcse_train.encoders.loading import load_encoder
 from simcse_train.errors import InputError, TrainingError
 from simcse_train.export.folder import choose_checkpoint, write_export
+from simcse_train.report.page import report_at_end
 from simcse_train.report.verdict import announcement, describe, only_measures, verdict
 from simcse_train.runs.atomic import write_text
 from simcse_train.runs.checkpoint import find_checkpoint, load_checkpoint_encoder, load_state, run_to_resume
@@ -186,5 +187,6 @@ def finish(trainer: Trainer) -> Run:
         logger.info(f"before training  {describe(before)}")
     logger.info(f"after training   {describe(after)}")
     logger.info(verdict(before, after, trainer.pairs is not None))
+    report_at_end(run)
     logger.info(f"Encoder: {run / ENCODER} (step {state.step}), ready for SentenceTransformer or AutoModel.")
     return Run(run, encoder, before, after)
