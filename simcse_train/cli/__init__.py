@@ -1,8 +1,8 @@
 """The command line: parse, call, print. No logic.
 
-This module holds the training and the exit status; `runs` and `encoders` hold the commands that use what was trained.
-The options of a training are made from `TrainConfig`. Heavy modules are imported inside the commands, so that `--help`
-answers at once.
+This module holds the training and the exit status; `runs`, `encoders` and `compare` hold the commands that use what
+was trained. The options of a training are made from `TrainConfig`. Heavy modules are imported inside the commands, so
+that `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Annotated, Any, NoReturn, Union, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
-from simcse_train.cli import encoders, runs  # noqa: F401 (their commands register themselves with the app)
+from simcse_train.cli import compare, encoders, runs  # noqa: F401 (their commands register themselves with the app)
 from simcse_train.cli.app import app, quiet
 from simcse_train.config import TrainConfig, choices, make_config, option, read_settings
 from simcse_train.errors import InputError, SaveError, Stopped, TrainingError

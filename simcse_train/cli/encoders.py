@@ -1,4 +1,4 @@
-"""Commands on a trained encoder: evaluate and encode."""
+"""Commands on a trained encoder: evaluate, encode and search."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from simcse_train.cli.app import EncoderArgument, PoolingOption, app, quiet
+from simcse_train.cli.app import EncoderArgument, PoolingOption, TextColumnOption, app, quiet
 from simcse_train.errors import InputError
 
 
@@ -23,9 +23,7 @@ def evaluate_command(
     label_column: Annotated[
         str | None, typer.Option(metavar="NAME", help="--data is a table of sentences; this column has their labels.")
     ] = None,
-    text_column: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The column of such a table that has the sentences.")
-    ] = None,
+    text_column: TextColumnOption = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
 ) -> None:
     """Score an encoder on STS tables, your own pairs or labels, or the transfer tasks."""
@@ -69,3 +67,31 @@ def encode_command(
 
     rows, width = encode_file(load_saved_encoder(encoder, pooling=pooling), source, target, normalized=normalize)
     typer.echo(f"Wrote {rows:,} rows of {width} to {target}.")
+
+
+@app.command("search")
+def search_command(
+    encoder: EncoderArgument,
+    query: Annotated[
+        str | None, typer.Argument(metavar="[QUERY]", help="Without it, queries are read from standard input.")
+    ] = None,
+    data: Annotated[list[str], typer.Option(metavar="PATH", help="Text to search: file, folder or glob.")] = ...,  # type: ignore[assignment]
+    text_column: TextColumnOption = None,
+    count: Annotated[int, typer.Option(metavar="N", min=1, help="Sentences to print per query.")] = 5,
+    pooling: PoolingOption = "auto",
+) -> None:
+    """Print the sentences of a text that are nearest to a query."""
+    quiet()
+    from simcse_train.data.display import shown
+    from simcse_train.export.folder import load_saved_encoder
+    from simcse_train.search.search import open_text, search
+
+    loaded = load_saved_encoder(encoder, pooling=pooling)
+    text = open_text(loaded, data, text_column)
+    for sentence in [query] if query is not None else (line.strip() for line in sys.stdin):
+        if not sentence:
+            continue
+        if query is None:
+            typer.echo(f"> {shown(sentence)}")
+        for hit in search(loaded, text, [sentence], count)[0]:
+            typer.echo(f"{hit.cosine:.4f}  {shown(hit.sentence)}")

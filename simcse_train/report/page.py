@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import logging
 import shlex
-import unicodedata
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from simcse_train.config import TrainConfig
+from simcse_train.data.display import shown
 from simcse_train.errors import InputError, SaveError
 from simcse_train.report.summary import Summary, summarise
 from simcse_train.runs.atomic import write_text
 from simcse_train.runs.folder import CONFIG
 
 PAGE, COMPARISON = "report.html", "comparison.html"
-CHARACTERS = 400  # of a sentence that are shown
 INSTALL = "pip install 'simcse-train[report]'"
 KINDS = {
     "views": "Two views of one sentence",
@@ -111,18 +110,3 @@ def differing_settings(configs: Sequence[TrainConfig]) -> list[str]:
 
 def _as_text(value: Any) -> str:
     return "" if value is None else ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def shown(text: str) -> str:
-    """Return a text as the page shows it: cut after some characters, control characters as their symbols."""
-    cut = text if len(text) <= CHARACTERS else f"{text[:CHARACTERS]}… ({len(text):,} characters)"
-    return "".join(_visible(character) for character in cut)
-
-
-def _visible(character: str) -> str:
-    if character == "\t":
-        return " "
-    if unicodedata.category(character) not in ("Cc", "Cs", "Co", "Cn"):
-        return character
-    code = ord(character)
-    return chr(0x2400 + code) if code < 0x20 else "\u2421" if code == 0x7F else "\ufffd"

@@ -13,7 +13,7 @@ from simcse_train import TrainConfig, train
 from simcse_train.data.batches import held_out_sentences
 from simcse_train.errors import InputError
 from simcse_train.report import page
-from simcse_train.report.page import CHARACTERS, report_at_end, shown, write_report
+from simcse_train.report.page import report_at_end, write_report
 from simcse_train.report.summary import summarise
 from simcse_train.runs.folder import METRICS
 from tests.conftest import EXAMPLES
@@ -221,11 +221,3 @@ def test_a_page_that_fails_or_cannot_be_drawn_is_one_line_and_no_failure(
     assert caplog.messages == [f"For a report page: {page.INSTALL}, then simcse-train report {hostile_run}"]
     with pytest.raises(InputError, match="needs jinja2 and matplotlib"):
         write_report([hostile_run])
-
-
-def test_long_texts_are_cut_and_control_characters_made_visible() -> None:
-    assert shown("a\tb\x00\x1b\x7f\x85") == "a b\u2400\u241b\u2421\ufffd"
-    cut = shown("y" * 10_000)
-    assert cut.startswith("y" * CHARACTERS + "…")
-    assert len(cut) < CHARACTERS + 30
-    assert shown("日本語 עברית 👩‍👧") == "日本語 עברית 👩‍👧"
