@@ -87,7 +87,7 @@ def _option_for(name: str, field: FieldInfo) -> inspect.Parameter:
         rich_help_panel=extra["group"],
         show_default=False,
     )
-    kind = list[str] if name == "data" else str if allowed else _plain_type(field.annotation)
+    kind = list[str] if name in ("data", "track") else str if allowed else _plain_type(field.annotation)
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, settings]
     )

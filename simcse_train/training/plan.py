@@ -18,7 +18,7 @@ from simcse_train.runs.folder import check_space, keep_standard_input
 from simcse_train.version import __version__
 
 # What may change when a run is resumed; every other setting decides which run it is.
-CHANGEABLE = ("data", "eval", "epochs", "max_steps", "save_every", "save_minutes", "keep", "log_every")
+CHANGEABLE = ("data", "eval", "epochs", "max_steps", "save_every", "save_minutes", "keep", "log_every", "track")
 
 
 def resolve(config: TrainConfig, encoder: Encoder, run: Path) -> TrainConfig:

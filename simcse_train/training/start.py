@@ -33,6 +33,7 @@ from simcse_train.runs.folder import (
     remove_unused,
 )
 from simcse_train.runs.metrics import drop_metrics_after, read_metrics
+from simcse_train.runs.trackers import tracked
 from simcse_train.training.loop import Trainer
 from simcse_train.training.plan import changed, check_disk, find_device, resolve, versions
 from simcse_train.training.stopping import StopRequests
@@ -63,7 +64,8 @@ def train(config: TrainConfig) -> Run:
         except BaseException:
             remove_unused(run)
             raise
-        trainer.fit(stop)
+        with tracked(run, trainer.config):
+            trainer.fit(stop)
         return finish(trainer)
 
 
@@ -88,7 +90,8 @@ def resume(path: str | Path, changes: Mapping[str, Any] | None = None) -> Run:
             for line in skipped:
                 logger.warning(line)
             trainer = _resumed_trainer(run, checkpoint, changes)
-        trainer.fit(stop)
+        with tracked(run, trainer.config):
+            trainer.fit(stop)
         return finish(trainer)
 
 
