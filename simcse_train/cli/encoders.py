@@ -53,19 +53,19 @@ def evaluate_command(
 @app.command("encode")
 def encode_command(
     encoder: EncoderArgument,
-    source: Annotated[
-        str, typer.Argument(metavar="INPUT", help="Text file, one sentence a line, or - for standard input.")
-    ],
-    target: Annotated[Path, typer.Argument(metavar="OUTPUT.npy")],
+    source: Annotated[str, typer.Argument(metavar="INPUT", help="Text file, or - for standard input.")],
+    target: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Ends in .npy, .safetensors or .parquet.")],
+    text_column: TextColumnOption = None,
     normalize: Annotated[bool, typer.Option(help="Scale every row to length 1.")] = True,
     pooling: PoolingOption = "auto",
 ) -> None:
-    """Write one float32 row per input line."""
+    """Write one float32 row per record of a text."""
     quiet()
     from simcse_train.export.folder import load_saved_encoder
     from simcse_train.search.encode import encode_file
 
-    rows, width = encode_file(load_saved_encoder(encoder, pooling=pooling), source, target, normalized=normalize)
+    loaded = load_saved_encoder(encoder, pooling=pooling)
+    rows, width = encode_file(loaded, source, target, text_column=text_column, normalized=normalize)
     typer.echo(f"Wrote {rows:,} rows of {width} to {target}.")
 
 
