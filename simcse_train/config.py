@@ -47,6 +47,7 @@ def _as_list(value: object) -> object:
 
 
 Paths = Annotated[list[str], BeforeValidator(_as_list)]
+Trackers = Annotated[list[Literal["tensorboard", "wandb", "mlflow", "trackio"]], BeforeValidator(_as_list)]
 Unit = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -165,6 +166,9 @@ class TrainConfig(BaseModel):
     save_minutes: Positive | None = _setting(SAVING, "Minutes between checkpoints, in addition to --save-every.", "M")
     keep: Count = _setting(SAVING, "Newest checkpoints to keep, in addition to the best.", "N", default=2)
     log_every: Count = _setting(SAVING, "Steps between lines of metrics.jsonl.", "N", default=10)
+    track: Trackers = _setting(
+        SAVING, "Send metrics to a tracker too.", "tensorboard|wandb|mlflow|trackio", auto="none", default=[]
+    )
 
     @model_validator(mode="after")
     def _settings_fit_together(self) -> TrainConfig:

@@ -23,6 +23,7 @@ from simcse_train.data.cache import cache_folder
 from simcse_train.data.corpus import open_corpus
 from simcse_train.encoders.loading import load_encoder
 from simcse_train.errors import InputError, SaveError, Stopped, TrainingError
+from simcse_train.export.folder import load_chosen
 from simcse_train.runs.atomic import remove_leftovers, write_folder
 from simcse_train.runs.checkpoint import find_checkpoint
 from simcse_train.runs.folder import checkpoints
@@ -140,9 +141,7 @@ def test_a_full_disk_at_the_export_ends_the_run_and_leaves_the_checkpoints(
 ) -> None:
     run = small_disk / "x"
     with monkeypatch.context() as patch:
-        patch.setattr(
-            start_module, "choose_checkpoint", lambda *args: (fill(small_disk, 50_000), find_checkpoint(run)[0])[1]
-        )
+        patch.setattr(start_module, "load_chosen", lambda *args: (fill(small_disk, 50_000), load_chosen(*args))[1])
         with pytest.raises(SaveError, match="encoder can't be written: .*No space left.*intact"):
             train(settings(text, tiny, run, max_steps=STEPS))
     assert not (run / "encoder").exists()

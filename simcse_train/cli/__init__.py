@@ -1,8 +1,8 @@
 """The command line: parse, call, print. No logic.
 
-This module holds the training and the exit status; `runs` and `encoders` hold the commands that use what was trained.
-The options of a training are made from `TrainConfig`. Heavy modules are imported inside the commands, so that `--help`
-answers at once.
+This module holds the training and the exit status; `runs`, `encoders` and `compare` hold the commands that use what
+was trained. The options of a training are made from `TrainConfig`. Heavy modules are imported inside the commands, so
+that `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Annotated, Any, NoReturn, Union, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
-from simcse_train.cli import encoders, runs, texts  # noqa: F401 (their commands register themselves with the app)
+from simcse_train.cli import compare, encoders, runs, texts  # noqa: F401 (their commands register themselves)
 from simcse_train.cli.app import app, quiet
 from simcse_train.config import TrainConfig, choices, make_config, option, read_settings
 from simcse_train.errors import InputError, SaveError, Stopped, TrainingError
@@ -87,7 +87,7 @@ def _option_for(name: str, field: FieldInfo) -> inspect.Parameter:
         rich_help_panel=extra["group"],
         show_default=False,
     )
-    kind = list[str] if name == "data" else str if allowed else _plain_type(field.annotation)
+    kind = list[str] if name in ("data", "track") else str if allowed else _plain_type(field.annotation)
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, settings]
     )

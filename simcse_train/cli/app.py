@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 EncoderArgument = Annotated[
     str, typer.Argument(metavar="ENCODER", help="An export, a run, a checkpoint, or a model's name.")
 ]
+TextColumnOption = Annotated[str | None, typer.Option(metavar="NAME", help="Column of a table that has the sentences.")]
 PoolingOption = Annotated[
     str, typer.Option(metavar="WAY", help="auto, cls or mean; auto: as the model's files say, else cls.")
 ]

@@ -1,4 +1,4 @@
-"""Commands on a trained encoder: evaluate and encode."""
+"""Commands on a trained encoder: evaluate, encode and search."""
 
 from __future__ import annotations
 
@@ -8,39 +8,90 @@ from typing import Annotated
 
 import typer
 
-from simcse_train.cli.app import EncoderArgument, PoolingOption, app, quiet
+from simcse_train.cli.app import EncoderArgument, PoolingOption, TextColumnOption, app, quiet
+from simcse_train.errors import InputError
 
 
 @app.command("evaluate")
 def evaluate_command(
     encoder: EncoderArgument,
-    data: Annotated[Path, typer.Option(metavar="PATH", help="Folder with the STS sets, or a file of labelled pairs.")],
+    data: Annotated[
+        Path, typer.Option(metavar="PATH", help="Folder with the STS or transfer sets, or a file of pairs or labels.")
+    ],
     pooling: PoolingOption = "auto",
+    tasks: Annotated[str, typer.Option(metavar="sts|transfer", help="Which of SentEval's sets.")] = "sts",
+    label_column: Annotated[
+        str | None, typer.Option(metavar="NAME", help="--data is a table of sentences; this column has their labels.")
+    ] = None,
+    text_column: TextColumnOption = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
 ) -> None:
-    """Score an encoder: Spearman x 100 on STS tables or your own pairs."""
+    """Score an encoder on STS tables, your own pairs or labels, or the transfer tasks."""
+    if tasks not in ("sts", "transfer"):
+        raise InputError(f"--tasks {tasks} must be sts or transfer.")
+    if label_column is not None and tasks == "transfer":
+        raise InputError("--label-column and --tasks transfer can't be used together: choose one of them.")
+    if text_column is not None and label_column is None:
+        raise InputError("--text-column is for labelled sentences: name the column of the labels with --label-column.")
     quiet()
-    from simcse_train.evaluation.sts import as_json, evaluate, table
+    from simcse_train.evaluation import labels, sts, transfer
     from simcse_train.export.folder import load_saved_encoder
 
-    rows = evaluate(load_saved_encoder(encoder, pooling=pooling), data, show_progress=sys.stderr.isatty())
-    typer.echo(as_json(rows) if json else table(rows))
+    loaded, progress = load_saved_encoder(encoder, pooling=pooling), sys.stderr.isatty()
+    if label_column is not None:
+        scores = labels.evaluate_labels(loaded, data, label_column, text_column, show_progress=progress)
+        typer.echo(labels.as_json(scores) if json else labels.table(scores, data.name))
+        return
+    if tasks == "transfer":
+        results = transfer.evaluate_transfer(loaded, data, show_progress=progress)
+        typer.echo(transfer.as_json(results) if json else transfer.table(results))
+        return
+    rows = sts.evaluate(loaded, data, show_progress=progress)
+    typer.echo(sts.as_json(rows) if json else sts.table(rows))
 
 
 @app.command("encode")
 def encode_command(
     encoder: EncoderArgument,
-    source: Annotated[
-        str, typer.Argument(metavar="INPUT", help="Text file, one sentence a line, or - for standard input.")
-    ],
-    target: Annotated[Path, typer.Argument(metavar="OUTPUT.npy")],
+    source: Annotated[str, typer.Argument(metavar="INPUT", help="Text file, or - for standard input.")],
+    target: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Ends in .npy, .safetensors or .parquet.")],
+    text_column: TextColumnOption = None,
     normalize: Annotated[bool, typer.Option(help="Scale every row to length 1.")] = True,
     pooling: PoolingOption = "auto",
 ) -> None:
-    """Write one float32 row per input line."""
+    """Write one float32 row per record of a text."""
     quiet()
     from simcse_train.export.folder import load_saved_encoder
     from simcse_train.search.encode import encode_file
 
-    rows, width = encode_file(load_saved_encoder(encoder, pooling=pooling), source, target, normalized=normalize)
+    loaded = load_saved_encoder(encoder, pooling=pooling)
+    rows, width = encode_file(loaded, source, target, text_column=text_column, normalized=normalize)
     typer.echo(f"Wrote {rows:,} rows of {width} to {target}.")
+
+
+@app.command("search")
+def search_command(
+    encoder: EncoderArgument,
+    query: Annotated[
+        str | None, typer.Argument(metavar="[QUERY]", help="Without it, queries are read from standard input.")
+    ] = None,
+    data: Annotated[list[str], typer.Option(metavar="PATH", help="Text to search: file, folder or glob.")] = ...,  # type: ignore[assignment]
+    text_column: TextColumnOption = None,
+    count: Annotated[int, typer.Option(metavar="N", min=1, help="Sentences to print per query.")] = 5,
+    pooling: PoolingOption = "auto",
+) -> None:
+    """Print the sentences of a text that are nearest to a query."""
+    quiet()
+    from simcse_train.data.display import shown
+    from simcse_train.export.folder import load_saved_encoder
+    from simcse_train.search.search import open_text, search
+
+    loaded = load_saved_encoder(encoder, pooling=pooling)
+    text = open_text(loaded, data, text_column)
+    for sentence in [query] if query is not None else (line.strip() for line in sys.stdin):
+        if not sentence:
+            continue
+        if query is None:
+            typer.echo(f"> {shown(sentence)}")
+        for hit in search(loaded, text, [sentence], count)[0]:
+            typer.echo(f"{hit.cosine:.4f}  {shown(hit.sentence)}")

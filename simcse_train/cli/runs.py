@@ -1,4 +1,4 @@
-"""Commands on a run: export."""
+"""Commands on a run: export and report."""
 
 from __future__ import annotations
 
@@ -26,3 +26,14 @@ def export_command(
     step = export(source, target, checkpoint)
     of = f"step {step}" if step else "the encoder before training, since training did not help,"
     typer.echo(f"Exported {of} of {source} to {target}.")
+
+
+@app.command("report")
+def report_command(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN [RUN ...]", help="Run folders, finished or not.")],
+) -> None:
+    """Write a run, or several side by side, as one HTML page that opens offline."""
+    quiet()
+    from simcse_train.report.page import write_report
+
+    typer.echo(f"Report: {write_report(runs)}")

@@ -22,16 +22,6 @@ RUNS = 4  # of k-means
 
 
 @torch.inference_mode()
-def embed(encoder: Encoder, rows: Sequence[Sequence[int]]) -> Tensor:
-    """Return the normalised embeddings (rows, hidden) of tokenised sentences, without dropout and without the head."""
-    training = encoder.training
-    encoder.eval()
-    embeddings = _embed(encoder, rows)
-    encoder.train(training)
-    return embeddings
-
-
-@torch.inference_mode()
 def embed_views(encoder: Encoder, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     """Return two views (rows, hidden) of tokenised sentences that differ by dropout alone, normalised, without the head.
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from simcse_train.encoders.encoder import Encoder
-from simcse_train.evaluation.geometry import embed, embed_views
+from simcse_train.evaluation.geometry import embed_views
+from simcse_train.search.embeddings import embed_rows
 
 TEMPERATURES = (0.02, 0.05, 0.1, 0.2, 0.5)
 
@@ -72,4 +73,4 @@ def most_similar_pairs(embeddings: Tensor, batch_size: int, count: int) -> list[
 def view_cosine(encoder: Encoder, rows: Sequence[Sequence[int]]) -> float:
     """Return the mean cosine between a sentence's view under dropout and its embedding without dropout."""
     view, _ = embed_views(encoder, rows)
-    return float((view * embed(encoder, rows)).sum(dim=1).mean())
+    return float((view * embed_rows(encoder, rows)).sum(dim=1).mean())

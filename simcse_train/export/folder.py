@@ -74,12 +74,12 @@ def load_chosen(run: Path, newest: Path, which: str | None) -> tuple[State, Enco
     if state.best_step == 0 and which != "last":
         encoder = load_start(run, state.config())
         return replace(state, step=0), encoder
-    checkpoint = _choose(run, newest, which)
+    checkpoint = choose_checkpoint(run, newest, which)
     state = load_state(checkpoint)
     return state, load_checkpoint_encoder(checkpoint, state.config())
 
 
-def _choose(run: Path, newest: Path, which: str | None) -> Path:
+def choose_checkpoint(run: Path, newest: Path, which: str | None) -> Path:
     """Return the checkpoint that `which` names; raises `InputError` as `load_chosen` does."""
     best_step = load_state(newest).best_step
     if which == "last" or (which is None and best_step is None):

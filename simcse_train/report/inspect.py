@@ -21,7 +21,7 @@ from simcse_train.encoders.loading import load_encoder
 from simcse_train.encoders.tokenizer import SentenceTokenizer
 from simcse_train.errors import InputError
 from simcse_train.evaluation.diagnosis import CLUSTERED, GENERAL, TUNED, Diagnosis, diagnose, recommend
-from simcse_train.evaluation.geometry import alignment, embed, embed_views
+from simcse_train.evaluation.geometry import alignment, embed_views
 from simcse_train.evaluation.hardness import (
     GradientShares,
     gradient_shares,
@@ -29,6 +29,7 @@ from simcse_train.evaluation.hardness import (
     negative_cosines,
     view_cosine,
 )
+from simcse_train.search.embeddings import embed_rows
 
 SAMPLE = 2048  # sentences that are tokenised and embedded
 VIEWS = 256  # sentences on which dropout is measured
@@ -99,7 +100,7 @@ def inspect_text(
         )
     encoder = load_encoder(model, pooling=pooling)
     rows = encoder.tokenizer.tokenize(sample, min(max_length, encoder.max_length))
-    embeddings = embed(encoder, rows)  # (sampled, hidden)
+    embeddings = embed_rows(encoder, rows)  # (sampled, hidden)
     negatives = negative_cosines(embeddings, batch_size)  # (anchors, batch - 1)
     diagnosis = diagnose(embeddings[:512])
     pairs = most_similar_pairs(embeddings, batch_size, SHOWN_PAIRS)

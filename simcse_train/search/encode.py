@@ -1,41 +1,118 @@
-"""Encode the lines of a text file into a matrix on disk."""
+"""Encode the records of a text into a matrix on disk, in memory that does not grow with the text."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
+import json
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
 
 from simcse_train.data.files import open_file, read_texts
 from simcse_train.encoders.encoder import Encoder
 from simcse_train.errors import InputError
 from simcse_train.runs.atomic import PARTIAL
 
+CHUNK = 8192  # sentences that are read, encoded and written at once
 
-def encode_file(encoder: Encoder, source: str, target: Path, *, normalized: bool = True) -> tuple[int, int]:
-    """Write one float32 row per line of a text file, or of standard input for `-`, as a .npy file; return its shape.
+Rows = Iterator[tuple[list[str], NDArray[np.float32]]]  # sentences, and their embeddings (sentences, hidden)
 
-    An empty line gives a row too, so that row numbers equal line numbers. The file is written completely or not at all.
-    Raises `InputError` if the input cannot be read or the output cannot be written.
+
+def encode_file(
+    encoder: Encoder, source: str, target: Path, *, text_column: str | None = None, normalized: bool = True
+) -> tuple[int, int]:
+    """Write one float32 row per record of a text, or of standard input for `-`; return the shape of all rows.
+
+    The ending of `target` decides the format: .npy, .safetensors (one tensor, `embeddings`) or .parquet (the columns
+    `text` and `embedding`). An empty record gives a row too, so that row numbers equal record numbers. The file is
+    written completely or not at all. Raises `InputError` if the input cannot be read or the output cannot be written.
     """
-    if target.suffix != ".npy":
-        raise InputError(f"OUTPUT {target} must end in .npy.")
+    if target.suffix not in WRITERS:
+        raise InputError(f"OUTPUT {target} must end in {', '.join(WRITERS)}.")
     path = Path("standard input" if source == "-" else source)
-    with sys.stdin.buffer if source == "-" else open_file(path, "INPUT") as raw:
-        sentences = list(read_texts(raw, path, None))
-    if not sentences:
-        raise InputError(f"INPUT {path} is empty: there is nothing to encode.")
-    rows = encoder.encode(sentences, normalized=normalized, show_progress=True)
     partial = target.with_name(f".{target.name}{PARTIAL}")
     try:
-        with partial.open("wb") as stream:
-            np.save(stream, rows)
-        partial.replace(target)
-    except OSError as error:
-        raise InputError(f"OUTPUT {target} can't be written: {error.strerror}. Choose another place.") from None
+        with sys.stdin.buffer if source == "-" else open_file(path, "INPUT") as raw:
+            sentences = read_texts(raw, path, text_column)
+            first = next(sentences, None)
+            if first is None:
+                raise InputError(f"INPUT {path} is empty: there is nothing to encode.")
+            try:
+                with partial.open("wb") as stream:
+                    rows = _encoded(encoder, itertools.chain([first], sentences), normalized)
+                    count = WRITERS[target.suffix](stream, rows, encoder.hidden_size)
+                partial.replace(target)
+            except OSError as error:
+                raise InputError(f"OUTPUT {target} can't be written: {error.strerror}. Choose another place.") from None
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
-    return rows.shape[0], rows.shape[1]
+    return count, encoder.hidden_size
+
+
+def _encoded(encoder: Encoder, sentences: Iterator[str], normalized: bool) -> Rows:
+    with tqdm(desc="encode", unit="sentence", disable=None) as bar:
+        while chunk := list(itertools.islice(sentences, CHUNK)):
+            yield chunk, encoder.encode(chunk, normalized=normalized)
+            bar.update(len(chunk))
+
+
+def _write_npy(stream: BinaryIO, rows: Rows, width: int) -> int:
+    # numpy leaves space in the header for a first dimension of any size, so that it can be written again at the end.
+    def write_header(count: int) -> None:
+        header = {"descr": "<f4", "fortran_order": False, "shape": (count, width)}
+        np.lib.format.write_array_header_1_0(stream, header)
+
+    write_header(0)
+    count = _write_rows(stream, rows)
+    stream.seek(0)
+    write_header(count)
+    return count
+
+
+def _write_safetensors(stream: BinaryIO, rows: Rows, width: int) -> int:
+    # The library's own writer takes the whole tensor. The format: the header's length, the header, the bytes.
+    def header(count: int) -> bytes:
+        content = {"embeddings": {"dtype": "F32", "shape": [count, width], "data_offsets": [0, 4 * count * width]}}
+        text = json.dumps(content).encode().ljust(256)  # spaces are allowed at its end
+        return len(text).to_bytes(8, "little") + text
+
+    stream.write(header(0))
+    count = _write_rows(stream, rows)
+    stream.seek(0)
+    stream.write(header(count))
+    return count
+
+
+def _write_rows(stream: BinaryIO, rows: Rows) -> int:
+    count = 0
+    for _, embeddings in rows:
+        stream.write(embeddings.astype("<f4").tobytes())
+        count += len(embeddings)
+    return count
+
+
+def _write_parquet(stream: BinaryIO, rows: Rows, width: int) -> int:
+    schema = pa.schema({"text": pa.string(), "embedding": pa.list_(pa.float32(), width)})
+    count = 0
+    with pq.ParquetWriter(stream, schema) as writer:
+        for sentences, embeddings in rows:
+            values = pa.FixedSizeListArray.from_arrays(pa.array(embeddings.ravel()), width)
+            writer.write_batch(pa.record_batch([pa.array(sentences, pa.string()), values], schema=schema))
+            count += len(embeddings)
+    return count
+
+
+WRITERS: dict[str, Callable[[BinaryIO, Rows, int], int]] = {
+    ".npy": _write_npy,
+    ".safetensors": _write_safetensors,
+    ".parquet": _write_parquet,
+}

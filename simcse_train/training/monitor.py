@@ -18,7 +18,6 @@ from simcse_train.evaluation.geometry import (
     alignment,
     cluster_agreement,
     corrupt,
-    embed,
     embed_views,
     nearest_rows,
     neighbours_kept,
@@ -28,6 +27,7 @@ from simcse_train.evaluation.geometry import (
 from simcse_train.evaluation.sts import similarity_score
 from simcse_train.report.verdict import Outcome, describe, judge
 from simcse_train.runs.metrics import log_metrics, read_metrics
+from simcse_train.search.embeddings import embed_rows
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ class Monitor:
 
     def measure(self, step: int, logged: dict[str, Any] | None = None) -> bool:
         """Measure the encoder and log that with what is `logged` at this step; return whether it is the best so far."""
-        embeddings = embed(self.encoder, self.measured)  # (sentences, hidden)
+        embeddings = embed_rows(self.encoder, self.measured)  # (sentences, hidden)
         nearest = nearest_rows(embeddings)
         if step == 0:
             self._nearest = nearest
@@ -103,7 +103,7 @@ class Monitor:
             "alignment": alignment(*embed_views(self.encoder, self.measured)),
             "uniformity": uniformity(embeddings),
             "cluster_agreement": cluster_agreement(embeddings),
-            "retrieval": retrieval(embeddings, embed(self.encoder, self._corrupted)),
+            "retrieval": retrieval(embeddings, embed_rows(self.encoder, self._corrupted)),
         }
         if self._nearest is not None:
             record["neighbours_kept"] = neighbours_kept(self._nearest, nearest)
@@ -122,7 +122,7 @@ class Monitor:
         self.best, self.without_improvement = best, without_improvement
         self._before = next((line for line in read_metrics(self.run) if line["step"] == 0), {})
         if start is not None:
-            self._nearest = nearest_rows(embed(start, self.measured))
+            self._nearest = nearest_rows(embed_rows(start, self.measured))
 
     @property
     def is_out_of_patience(self) -> bool:

@@ -19,12 +19,23 @@ from simcse_train.encoders.encoder import Encoder
 from simcse_train.encoders.probing import is_deterministic
 from simcse_train.errors import InputError
 from simcse_train.evaluation.diagnosis import diagnose, recommend
-from simcse_train.evaluation.geometry import embed
 from simcse_train.runs.folder import check_space, keep_standard_input
+from simcse_train.search.embeddings import embed_rows
 from simcse_train.version import __version__
 
 # What may change when a run is resumed; every other setting decides which run it is.
-CHANGEABLE = ("data", "eval", "pairs", "epochs", "max_steps", "save_every", "save_minutes", "keep", "log_every")
+CHANGEABLE = (
+    "data",
+    "eval",
+    "pairs",
+    "epochs",
+    "max_steps",
+    "save_every",
+    "save_minutes",
+    "keep",
+    "log_every",
+    "track",
+)
 
 
 def resolve(config: TrainConfig, encoder: Encoder, run: Path) -> TrainConfig:
@@ -68,7 +79,7 @@ def choose_objective(config: TrainConfig, encoder: Encoder, batches: Batches) ->
         return config.model_copy(
             update={"objective": "infonce"}
         ), "Objective: infonce, the paper's supervised objective, since there are only pairs."
-    choice, reason = recommend(diagnose(embed(encoder, batches.measured())))
+    choice, reason = recommend(diagnose(embed_rows(encoder, batches.measured())))
     named = " ".join(f"{option(name)} {value}" for name, value in choice.items())
     return config.model_copy(update=choice), f"Objective: {named}, since {reason}."
 

@@ -19,6 +19,7 @@ from simcse_train.encoders.loading import load_encoder
 from simcse_train.errors import InputError, TrainingError
 from simcse_train.export.folder import load_chosen, write_export
 from simcse_train.objectives.registry import make_objective
+from simcse_train.report.page import report_at_end
 from simcse_train.report.verdict import announcement, describe, judge, only_measures
 from simcse_train.runs.atomic import write_text
 from simcse_train.runs.checkpoint import find_checkpoint, load_checkpoint_encoder, load_state, run_to_resume
@@ -35,6 +36,7 @@ from simcse_train.runs.folder import (
 )
 from simcse_train.runs.metrics import drop_metrics_after, read_metrics
 from simcse_train.runs.start import keep_start
+from simcse_train.runs.trackers import tracked
 from simcse_train.training.loop import Trainer
 from simcse_train.training.plan import (
     changed,
@@ -75,7 +77,8 @@ def train(config: TrainConfig, encoder: Encoder | None = None) -> Run:
         except BaseException:
             remove_unused(run)
             raise
-        trainer.fit(stop)
+        with tracked(run, trainer.config):
+            trainer.fit(stop)
         return finish(trainer)
 
 
@@ -100,7 +103,8 @@ def resume(path: str | Path, changes: Mapping[str, Any] | None = None) -> Run:
             for line in skipped:
                 logger.warning(line)
             trainer = _resumed_trainer(run, checkpoint, changes)
-        trainer.fit(stop)
+        with tracked(run, trainer.config):
+            trainer.fit(stop)
         return finish(trainer)
 
 
@@ -223,6 +227,7 @@ def finish(trainer: Trainer) -> Run:
     if state.step not in (0, trainer.step):
         logger.info(f"best, step {state.step:<5}  {describe(after)}")
     logger.info(str(judge(before, last if state.step == 0 else after)))
+    report_at_end(run)
     if state.step == 0:
         logger.info(f"Training did not help here. Encoder: {run / ENCODER}, the one you started with.")
     else:

@@ -1,0 +1,97 @@
+"""The command that compares two encoders, and the questions that it asks in the terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from simcse_train.cli.app import EncoderArgument, PoolingOption, TextColumnOption, app, quiet
+from simcse_train.errors import InputError
+
+if TYPE_CHECKING:
+    from simcse_train.evaluation.comparison import Choice, Question, Side
+
+JUDGED = 500  # questions that a file of labels answers
+KEYS: dict[str, Side] = {"1": "left", "2": "right", "b": "both", "n": "neither"}
+
+
+@app.command("compare")
+def compare_command(
+    old: EncoderArgument,
+    new: Annotated[str, typer.Argument(metavar="NEW", help="The encoder to compare it with.")],
+    data: Annotated[list[str], typer.Option(metavar="PATH", help="Text: file, folder or glob.")],
+    text_column: TextColumnOption = None,
+    questions: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Questions, those answered before included. [default: no end]"),
+    ] = None,
+    answers: Annotated[
+        Path | None, typer.Option(metavar="FILE.jsonl", help="Where answers are kept. [default: compare-<hash>.jsonl]")
+    ] = None,
+    judge: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Answer from scored pairs, or from labels with --label-column.")
+    ] = None,
+    label_column: Annotated[str | None, typer.Option(metavar="NAME", help="Column of --judge with labels.")] = None,
+    judge_text_column: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Column of --judge with sentences.")
+    ] = None,
+    write_eval: Annotated[
+        Path | None, typer.Option(metavar="FILE.jsonl", help="Write the answers as labelled pairs for --eval.")
+    ] = None,
+    write_pairs: Annotated[
+        Path | None, typer.Option(metavar="FILE.jsonl", help="Write the answers as pairs to learn from, for --pairs.")
+    ] = None,
+    pooling: PoolingOption = "auto",
+) -> None:
+    """Ask which of two encoders finds the better neighbours: a blind test."""
+    for option, path in (("--write-eval", write_eval), ("--write-pairs", write_pairs)):
+        if path is not None and path.suffix != ".jsonl":
+            raise InputError(f"{option} {path} must end in .jsonl.")
+    quiet()
+    from simcse_train.data.pairs import read_pairs
+    from simcse_train.evaluation import comparison as blind
+    from simcse_train.evaluation.labels import read_labelled
+    from simcse_train.export.folder import load_saved_encoder
+
+    decide = _ask_person
+    if judge is not None:
+        decide = (
+            blind.labels_as_judge(*read_labelled(judge, label_column, judge_text_column))
+            if label_column is not None
+            else blind.pairs_as_judge(read_pairs(judge))
+        )
+        questions = questions or JUDGED
+    elif label_column is not None:
+        raise InputError("--label-column is for a file of labels: name it with --judge.")
+    encoders = [load_saved_encoder(name, pooling=pooling) for name in (old, new)]
+    asked = blind.Comparison(encoders[0], encoders[1], data, text_column)
+    path = answers or Path(f"compare-{asked.fingerprint[:8]}.jsonl")
+    if judge is None:
+        typer.echo(f"Answers are kept in {path}. 1 or 2: this one fits better. b: both fit. n: neither. q: stop.")
+    found = blind.ask(asked, decide, path, questions)
+    if not found:
+        typer.echo("Nothing was answered: the encoders find the same neighbours, or no question could be judged.")
+    typer.echo(blind.describe(blind.outcome(found)))
+    for target, scored in ((write_eval, True), (write_pairs, False)):
+        if target is not None:
+            typer.echo(f"Wrote {blind.write_pairs(found, target, scored=scored):,} pairs to {target}.")
+
+
+def _ask_person(question: Question) -> Choice:
+    """Show a question in the terminal and return the choice; raises `StopIteration` at q or the end of the input."""
+    from simcse_train.data.display import shown
+    from simcse_train.evaluation.comparison import choice_of
+
+    left, right = question.sides
+    typer.echo(f"\n{shown(question.query)}\n  1  {shown(left)}\n  2  {shown(right)}")
+    while True:
+        try:
+            key = input("Which fits better? [1/2/b/n/q] ").strip().lower()
+        except EOFError:
+            raise StopIteration from None
+        if key == "q":
+            raise StopIteration
+        if key in KEYS:
+            return choice_of(question, KEYS[key])

@@ -1,0 +1,253 @@
+"""A blind comparison of two encoders by the neighbours that they find, judged by a person or by labels.
+
+A question shows a sentence of the text and its nearest neighbour in the space of each encoder, in random order and
+without names; sentences whose neighbour is the same are not asked. Of the answers that prefer one side, an exact
+binomial test tells whether the preference could be chance. The answers can become labelled pairs (`--eval`) or pairs to
+learn from (`--pairs`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from scipy.stats import binomtest
+
+from simcse_train.data.corpus import open_corpus
+from simcse_train.data.pairs import Pair
+from simcse_train.encoders.encoder import Encoder
+from simcse_train.errors import InputError, SaveError
+from simcse_train.runs.atomic import write_text
+from simcse_train.search.embeddings import cached_embeddings, encoder_fingerprint
+from simcse_train.search.index import nearest
+
+BLOCK = 256  # sentences whose neighbours are looked up at once
+LEVEL = 0.05  # of the test, and of its interval
+
+Choice = Literal["old", "new", "both", "neither"]
+Side = Literal["left", "right", "both", "neither"]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A sentence and its nearest neighbour in each space; `new_left` says which stands on the left."""
+
+    query: str
+    old: str
+    new: str
+    new_left: bool
+
+    @property
+    def sides(self) -> tuple[str, str]:
+        """The two candidates as they are shown, left and right."""
+        return (self.new, self.old) if self.new_left else (self.old, self.new)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A question's sentences and which neighbour was found to fit better."""
+
+    query: str
+    old: str
+    new: str
+    choice: Choice
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The answers counted, and the new encoder's share of those that prefer one, with its interval and p-value."""
+
+    old: int
+    new: int
+    both: int
+    neither: int
+    share: float | None = None  # new among old and new; None where no answer prefers one
+    interval: tuple[float, float] | None = None  # exact, 95 % (Clopper & Pearson 1934)
+    p_value: float | None = None  # two-sided, against a share of one half
+
+    @property
+    def differs(self) -> bool:
+        """Whether the preference is unlikely to be chance, at the level of 5 %."""
+        return self.p_value is not None and self.p_value < LEVEL
+
+
+class Comparison:
+    """Two encoders over one text: what there is to ask, in an order that depends on the text and the encoders alone."""
+
+    def __init__(self, old: Encoder, new: Encoder, data: Sequence[str], text_column: str | None = None) -> None:
+        self.corpus = open_corpus(data, text_column, old.tokenizer, old.max_length)
+        numbers = np.arange(len(self.corpus), dtype=np.int64)
+        self.spaces = []
+        for encoder in (old, new):
+
+            def tokens(chosen: np.ndarray, encoder: Encoder = encoder) -> list[list[int]]:
+                return encoder.tokenizer.tokenize(self.corpus.texts(chosen), encoder.max_length)
+
+            key = f"{self.corpus.fingerprint} {encoder.max_length} {old.tokenizer.fingerprint()}"
+            self.spaces.append(torch.from_numpy(cached_embeddings(encoder, tokens, numbers, key)))
+        names = [encoder_fingerprint(old), encoder_fingerprint(new), self.corpus.fingerprint]
+        self.fingerprint = hashlib.sha256(" ".join(names).encode()).hexdigest()
+
+    def questions(self) -> Iterator[Question]:
+        """Yield the questions; each sentence of the text is asked about at most once."""
+        generator = np.random.default_rng(int(self.fingerprint[:16], 16))
+        order = generator.permutation(len(self.corpus))
+        for start in range(0, len(order), BLOCK):
+            numbers = order[start : start + BLOCK]
+            own = torch.from_numpy(numbers)
+            old, new = (nearest(space[own], space, 1, exclude=own)[1][:, 0].numpy() for space in self.spaces)
+            new_left = generator.random(len(numbers)) < 0.5
+            texts = [self.corpus.texts(chosen) for chosen in (numbers, old, new)]
+            for query, first, second, left in zip(*texts, new_left.tolist(), strict=True):
+                if first != second:
+                    yield Question(query, first, second, left)
+
+
+def choice_of(question: Question, side: Side) -> Choice:
+    """Return which encoder a choice of a side means."""
+    if side in ("both", "neither"):
+        return side  # type: ignore[return-value]  # the two names that both have
+    return "new" if (side == "left") == question.new_left else "old"
+
+
+def outcome(answers: Iterable[Answer]) -> Outcome:
+    """Return who was preferred how often, with an exact binomial test of the answers that prefer one."""
+    choices = [answer.choice for answer in answers]
+    old, new, both, neither = (choices.count(name) for name in ("old", "new", "both", "neither"))
+    if old + new == 0:
+        return Outcome(old, new, both, neither)
+    test = binomtest(new, old + new)
+    interval = test.proportion_ci(1 - LEVEL, method="exact")
+    return Outcome(old, new, both, neither, new / (old + new), (interval.low, interval.high), test.pvalue)
+
+
+def describe(found: Outcome) -> str:
+    """Return the outcome as a paragraph."""
+    counted = f"New {found.new}, old {found.old}, both {found.both}, neither {found.neither}."
+    if found.share is None or found.interval is None or found.p_value is None:
+        return f"{counted} No answer prefers one of the encoders."
+    low, high = found.interval
+    figures = (
+        f"Of {found.old + found.new} answers that prefer one, {100 * found.share:.0f} % prefer the new encoder "
+        f"(95 % interval {100 * low:.0f} to {100 * high:.0f} %; exact binomial test, p = {found.p_value:.2g})."
+    )
+    if found.differs:
+        return f"{counted} {figures} The {'new' if found.share > 0.5 else 'old'} encoder finds the better neighbours."
+    return f"{counted} {figures} This could be chance: more answers are needed to tell the encoders apart."
+
+
+def labels_as_judge(sentences: Sequence[str], labels: Sequence[str]) -> Callable[[Question], Choice | None]:
+    """Return a judge for whom a neighbour fits if it has the query's label; None where a label is not known."""
+    label = dict(zip(sentences, labels, strict=True))
+
+    def grade(query: str, candidate: str) -> float | None:
+        known = query in label and candidate in label
+        return float(label[query] == label[candidate]) if known else None
+
+    return _judge(grade, fits=1)
+
+
+def pairs_as_judge(pairs: Sequence[Pair]) -> Callable[[Question], Choice | None]:
+    """Return a judge who prefers the neighbour with the higher score; None where a pair is not scored."""
+    score = {frozenset(pair[:2]): pair.score for pair in pairs}
+    middle = (max(score.values()) + min(score.values())) / 2
+    return _judge(lambda query, candidate: score.get(frozenset((query, candidate))), fits=middle)
+
+
+def _judge(grade: Callable[[str, str], float | None], fits: float) -> Callable[[Question], Choice | None]:
+    def judge(question: Question) -> Choice | None:
+        old, new = grade(question.query, question.old), grade(question.query, question.new)
+        if old is None or new is None:
+            return None
+        if old != new:
+            return "new" if new > old else "old"
+        return "both" if old >= fits else "neither"
+
+    return judge
+
+
+def ask(
+    comparison: Comparison, judge: Callable[[Question], Choice | None], answers_file: Path, count: int | None
+) -> list[Answer]:
+    """Ask a judge up to `count` questions, those answered before included, and return all answers.
+
+    Each answer is on the disk before the next question. A judge ends the questions by raising `StopIteration`, and
+    leaves one out by returning None. Raises `InputError` if the file holds answers about something else, `SaveError` if
+    it cannot be written.
+    """
+    answers = read_answers(answers_file, comparison.fingerprint)
+    answered = {answer.query for answer in answers}
+    try:
+        with answers_file.open("a", encoding="utf-8") as stream:
+            if not answers_file.stat().st_size:
+                _append(stream, {"comparison": comparison.fingerprint})
+            for question in comparison.questions():
+                if count is not None and len(answers) >= count:
+                    break
+                if question.query in answered:
+                    continue
+                try:
+                    choice = judge(question)
+                except StopIteration:
+                    break
+                if choice is not None:
+                    answers.append(Answer(question.query, question.old, question.new, choice))
+                    _append(stream, asdict(answers[-1]))
+    except OSError as error:
+        raise SaveError(
+            f"{answers_file} can't be written: {error.strerror}. Choose another file with --answers."
+        ) from None
+    return answers
+
+
+def _append(stream: object, record: dict[str, str]) -> None:
+    print(json.dumps(record), file=stream, flush=True)  # type: ignore[call-overload]
+    os.fsync(stream.fileno())  # type: ignore[attr-defined]
+
+
+def read_answers(path: Path, fingerprint: str) -> list[Answer]:
+    """Return the answers of a file, none where there is no file; a last line that a kill cut short is removed.
+
+    Raises `InputError` if they are about other encoders or another text, or if the file is none of answers.
+    """
+    if not path.exists() or not path.stat().st_size:
+        return []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    if not lines[-1].endswith("\n"):
+        lines.pop()
+        write_text(path, "".join(lines))
+    try:
+        head, *records = [json.loads(line) for line in lines]
+        if head["comparison"] != fingerprint:
+            raise InputError(
+                f"--answers {path} holds answers about other encoders or another text. Choose another file."
+            )
+        return [Answer(**record) for record in records]
+    except (ValueError, TypeError, KeyError):
+        raise InputError(f"--answers {path} is no file of answers. Choose another file.") from None
+
+
+def write_pairs(answers: Iterable[Answer], path: Path, *, scored: bool) -> int:
+    """Write what the answers say as pairs in a .jsonl file; return how many.
+
+    scored: sentence1, sentence2 and score (1 for a neighbour that fits, else 0), for `--eval`. Otherwise anchor,
+    positive and, where the other neighbour does not fit, negative, for `--pairs`. Raises `SaveError` if that fails.
+    """
+    records: list[dict[str, object]] = []
+    for answer in answers:
+        old, new = answer.choice in ("old", "both"), answer.choice in ("new", "both")
+        candidates = [(answer.old, old), (answer.new, new)]
+        if scored:
+            records += [{"sentence1": answer.query, "sentence2": s, "score": int(fits)} for s, fits in candidates]
+            continue
+        negative = [{"negative": s} for s, fits in candidates if not fits]
+        records += [{"anchor": answer.query, "positive": s, **(negative or [{}])[0]} for s, fits in candidates if fits]
+    write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    return len(records)

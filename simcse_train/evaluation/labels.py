@@ -1,0 +1,146 @@
+"""Measures of an encoder on one's own labels, such as the topic of each sentence: is what is near of the same label?
+
+Three measures, each x 100: how often the nearest other sentence has the same label, the share of the ten nearest that
+have it (precision@10), and the normalised mutual information of k-means clusters, as many as there are labels, with the
+labels (NMI, arithmetic mean of the entropies; Strehl & Ghosh 2002). Clustering is by scikit-learn, of the extra
+`evaluation`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import zip_longest
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from simcse_train.data.files import COMPRESSION, open_file, read_lines, read_texts, text_format
+from simcse_train.encoders.encoder import Encoder
+from simcse_train.errors import InputError
+from simcse_train.search.index import nearest
+
+NEIGHBOURS = 10
+
+
+@dataclass(frozen=True)
+class LabelScores:
+    """What is measured on labelled sentences; the measures are x 100, NMI is None without scikit-learn."""
+
+    sentences: int
+    labels: int
+    nearest: float
+    precision: float  # of the ten nearest
+    nmi: float | None
+
+
+def evaluate_labels(
+    encoder: Encoder, data: Path, label_column: str, text_column: str | None, *, show_progress: bool = False
+) -> LabelScores:
+    """Score an encoder on a table of labelled sentences.
+
+    Raises `InputError` if it cannot be read, or holds fewer than two labels or no label twice.
+    """
+    sentences, labels = read_labelled(data, label_column, text_column)
+    return score_labels(encoder.encode(sentences, show_progress=show_progress), labels)
+
+
+def score_labels(embeddings: NDArray[np.float32], labels: Sequence[str]) -> LabelScores:
+    """Return the measures of normalised embeddings (sentences, hidden) and the label of each."""
+    _, numbers = np.unique(np.array(labels), return_inverse=True)
+    rows, label = torch.from_numpy(embeddings), torch.from_numpy(numbers)
+    _, found = nearest(rows, rows, min(NEIGHBOURS, len(rows) - 1), exclude=torch.arange(len(rows)))
+    same = (label[found] == label[:, None]).float()  # (sentences, ten)
+    return LabelScores(
+        sentences=len(labels),
+        labels=int(numbers.max()) + 1,
+        nearest=100 * float(same[:, 0].mean()),
+        precision=100 * float(same.mean()),
+        nmi=_clustering_agreement(embeddings, numbers),
+    )
+
+
+def _clustering_agreement(embeddings: NDArray[np.float32], numbers: NDArray[np.intp]) -> float | None:
+    """Return NMI x 100 of k-means clusters with the labels; None without scikit-learn."""
+    try:
+        from sklearn.cluster import KMeans
+        from sklearn.metrics import normalized_mutual_info_score
+    except ModuleNotFoundError:
+        return None
+    clusters = KMeans(int(numbers.max()) + 1, n_init=3, random_state=0).fit_predict(embeddings)
+    return 100 * float(normalized_mutual_info_score(numbers, clusters))
+
+
+def read_labelled(path: Path, label_column: str, text_column: str | None) -> tuple[list[str], list[str]]:
+    """Return the sentences and labels of a table (csv, tsv, jsonl or parquet); records without either are left out.
+
+    A csv or tsv without a header has its columns named by their number, from 1. Raises `InputError` if the table cannot
+    be read or its labels cannot be scored.
+    """
+    if not path.is_file():
+        raise InputError(f"--data {path}: there is no such file. --label-column needs a table of labelled sentences.")
+    if label_column.isdecimal() and text_format(path) == ".tsv":
+        texts, labels = _columns_by_number(path, label_column, text_column)
+    else:
+        labels = _column(path, label_column)
+        texts = _column(path, text_column)
+    records = [
+        (text.strip(), label.strip())
+        for text, label in zip_longest(texts, labels, fillvalue="")
+        if text.strip() and label.strip()
+    ]
+    kinds = len({label for _, label in records})
+    if kinds < 2 or kinds == len(records):
+        found = f"{len(records):,} labelled sentences with {kinds:,} different labels"
+        raise InputError(
+            f"--data {path}, --label-column {label_column}: {found}. At least two labels are "
+            "needed, and one of them on two sentences."
+        )
+    return [text for text, _ in records], [label for _, label in records]
+
+
+def _column(path: Path, name: str | None) -> list[str]:
+    """Return the text of one column, an empty text where a record has none."""
+    with open_file(path) as raw:
+        return list(read_texts(raw, path, name))
+
+
+def _columns_by_number(path: Path, label_column: str, text_column: str | None) -> tuple[list[str], list[str]]:
+    with open_file(path) as raw:
+        decompress = COMPRESSION.get(path.suffix.lower())
+        rows = [
+            line.split("\t") for _, line in read_lines(decompress(raw) if decompress else raw, path) if line.strip()
+        ]
+    width = len(rows[0]) if rows else 0
+    label = int(label_column)
+    text = int(text_column) if text_column and text_column.isdecimal() else 3 - label if width == 2 else 0
+    for option, number in (("--label-column", label), ("--text-column", text)):
+        if not 1 <= number <= width:
+            raise InputError(f"{path} has {width} columns: {option} must be a number from 1 to {width}.")
+    for number, row in enumerate(rows, start=1):
+        if len(row) != width:
+            raise InputError(f"{path}, line {number} has {len(row)} fields where the first line has {width}.")
+    return [row[text - 1] for row in rows], [row[label - 1] for row in rows]
+
+
+def table(scores: LabelScores, name: str) -> str:
+    """Return the measures as a plain-text table."""
+    nmi = (
+        "scikit-learn is missing: pip install 'simcse-train[evaluation]'" if scores.nmi is None else f"{scores.nmi:.2f}"
+    )
+    return "\n".join(
+        [
+            f"{name}: {scores.sentences:,} sentences with {scores.labels:,} labels, each measure x 100",
+            f"{'nearest has the same label':<28}{scores.nearest:>8.2f}",
+            f"{'precision@10':<28}{scores.precision:>8.2f}",
+            f"{'NMI of k-means':<28}{nmi:>8}",
+        ]
+    )
+
+
+def as_json(scores: LabelScores) -> str:
+    """Return the measures as one JSON object."""
+    return json.dumps(asdict(scores))

@@ -1,0 +1,214 @@
+"""What a report shows of a run: its settings, what it logged, and what its encoder made of held-out sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from simcse_train.config import TrainConfig, make_config, read_settings
+from simcse_train.data.batches import held_out_sentences
+from simcse_train.data.cache import Counts
+from simcse_train.data.corpus import open_corpus
+from simcse_train.encoders.encoder import Encoder
+from simcse_train.encoders.packing import pack
+from simcse_train.errors import InputError
+from simcse_train.export.folder import load_saved_encoder
+from simcse_train.randomness import seeded
+from simcse_train.report.verdict import judge, only_measures
+from simcse_train.runs.checkpoint import State, load_state
+from simcse_train.runs.folder import CONFIG, ENCODER, checkpoints
+from simcse_train.runs.metrics import read_metrics
+from simcse_train.runs.start import load_start
+from simcse_train.search.embeddings import embed_rows
+from simcse_train.search.index import nearest
+
+SHOWN = 20  # held-out sentences whose neighbours are shown
+NEIGHBOURS = 5
+VIEWED = 128  # held-out sentences of which two views are drawn
+LOGGED_ONLY = ("step", "epoch", "learning_rate", "sentences_per_second")  # of a line in metrics.jsonl, no measures
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A neighbour of a sentence, and whether it is one in this space alone, before or after training."""
+
+    text: str
+    cosine: float
+    changed: bool
+
+
+@dataclass(frozen=True)
+class Example:
+    """A held-out sentence with its nearest held-out sentences before and after training, nearest first."""
+
+    text: str
+    before: list[Neighbour]
+    after: list[Neighbour]
+
+    @property
+    def changes(self) -> int:
+        """The number of neighbours that are new after training."""
+        return sum(neighbour.changed for neighbour in self.after)
+
+
+@dataclass(frozen=True)
+class Cosines:
+    """Cosines of an encoder's embeddings of held-out sentences, of each kind of pair."""
+
+    views: NDArray[np.float32]  # of two views of a sentence, which differ by dropout
+    nearest: NDArray[np.float32]  # of a sentence and its nearest neighbour
+    random: NDArray[np.float32]  # of two sentences drawn at random
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A run as a report shows it; what could not be computed is None or empty, and `missing` says why."""
+
+    run: Path
+    config: TrainConfig
+    finished: bool
+    step: int  # of the encoder that is described
+    steps: int | None  # of the whole run; None before its first checkpoint
+    lines: list[dict[str, Any]]  # of metrics.jsonl
+    verdict: str
+    before: Mapping[str, float]
+    after: Mapping[str, float]
+    counts: Counts | None
+    held_out: int
+    cosines: tuple[Cosines, Cosines] | None  # before and after training
+    examples: list[Example]
+    missing: str | None
+
+    def curve(self, measure: str) -> tuple[list[int], list[float]]:
+        """Return the steps at which a measure was logged, and its values."""
+        found = [(line["step"], line[measure]) for line in self.lines if _is_number(line.get(measure))]
+        return [step for step, _ in found], [value for _, value in found]
+
+    def measures(self) -> list[str]:
+        """Return the names of all that was logged as a number, the loss first."""
+        names = dict.fromkeys(key for line in self.lines for key in line if _is_number(line[key]))
+        return sorted((name for name in names if name not in LOGGED_ONLY), key=lambda name: (name != "loss", name))
+
+
+def summarise(run: Path, *, with_sentences: bool = True) -> Summary:
+    """Return what a report shows of a run, finished or not; without its sentences where only its curves are needed.
+
+    Raises `InputError` if the folder is no run.
+    """
+    if not (run / CONFIG).is_file():
+        raise InputError(f"{run} is not a run: there is no {CONFIG} in it. Give the folder that simcse-train wrote.")
+    config = make_config(read_settings(run / CONFIG), source=str(run / CONFIG))
+    lines = read_metrics(run)
+    state = _state(run)
+    step = state.step if state else 0
+    measured = {line["step"]: line for line in lines if "uniformity" in line}
+    before, after = (only_measures(measured.get(which, {})) for which in (0, step))
+    counts, held_out, cosines, examples, missing = None, 0, None, [], None
+    if with_sentences and config.data:
+        try:
+            counts, held_out, cosines, examples = _look(run, config, state)
+        except InputError as error:
+            missing = str(error)
+    return Summary(
+        run=run,
+        config=config,
+        finished=(run / ENCODER).is_dir(),
+        step=step,
+        steps=state.steps if state else None,
+        lines=lines,
+        verdict=str(judge(before, after)),
+        before=before,
+        after=after,
+        counts=counts,
+        held_out=held_out,
+        cosines=cosines,
+        examples=examples,
+        missing=missing,
+    )
+
+
+def _state(run: Path) -> State | None:
+    """Return the state of the step whose encoder a run exports, 0 for the start; None where nothing was saved."""
+    for newest in reversed(checkpoints(run)):
+        try:
+            state = load_state(newest)
+            return state if state.best_step is None else replace(state, step=state.best_step)
+        except InputError:  # damaged, or removed by the run a moment ago
+            continue
+    return None
+
+
+def _look(
+    run: Path, config: TrainConfig, state: State | None
+) -> tuple[Counts, int, tuple[Cosines, Cosines] | None, list[Example]]:
+    """Return the text's counts, the number of held-out sentences, and how both encoders see them."""
+    start = load_start(run, config)
+    expected = state.corpus if state else None
+    corpus = open_corpus(config.data, config.text_column, start.tokenizer, config.max_length, expected=expected)
+    numbers = held_out_sentences(len(corpus))
+    if state is None or len(numbers) < 2:
+        return corpus.counts, len(numbers), None, []
+    end = load_saved_encoder(str(run), pooling=config.pooling)
+    texts, rows = corpus.texts(numbers), corpus.tokens(numbers)
+    spaces = [embed_rows(encoder, rows) for encoder in (start, end)]  # (sentences, hidden), before and after
+    found = [_neighbours(space) for space in spaces]
+    views = _viewed(len(rows))
+    cosines = [
+        Cosines(_views(encoder, [rows[i] for i in views]), nearest_ones[0][:, 0].numpy(), _random(space))
+        for encoder, space, nearest_ones in zip((start, end), spaces, found, strict=True)
+    ]
+    examples = _examples(texts, found[0], found[1])
+    return corpus.counts, len(numbers), (cosines[0], cosines[1]), examples
+
+
+def _neighbours(space: Tensor) -> tuple[Tensor, Tensor]:
+    """Return cosines and numbers (sentences, five) of each sentence's nearest others."""
+    own = torch.arange(len(space))
+    return nearest(space, space, min(NEIGHBOURS, len(space) - 1), exclude=own)
+
+
+def _viewed(sentences: int) -> NDArray[np.int64]:
+    return np.unique(np.linspace(0, sentences - 1, min(VIEWED, sentences), dtype=np.int64))
+
+
+@torch.inference_mode()
+def _views(encoder: Encoder, rows: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+    """Return the cosines (sentences,) of two views of each sentence, without the head; the noise is always the same."""
+    encoder.train()
+    with seeded(0):
+        first, second = (normalize(encoder.embed(*pack(rows, encoder.device))) for _ in range(2))
+    encoder.eval()
+    cosines: NDArray[np.float32] = (first * second).sum(1).cpu().numpy()
+    return cosines
+
+
+def _random(space: Tensor) -> NDArray[np.float32]:
+    """Return the cosines of pairs drawn at random, four for each sentence, the same pairs in each call."""
+    generator = np.random.default_rng(0)
+    first = np.repeat(np.arange(len(space)), 4)
+    second = (first + generator.integers(1, len(space), size=len(first))) % len(space)
+    cosines: NDArray[np.float32] = (space[first] * space[second]).sum(1).cpu().numpy()
+    return cosines
+
+
+def _examples(texts: Sequence[str], before: tuple[Tensor, Tensor], after: tuple[Tensor, Tensor]) -> list[Example]:
+    chosen = np.unique(np.linspace(0, len(texts) - 1, min(SHOWN, len(texts)), dtype=np.int64)).tolist()
+
+    def side(space: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], number: int) -> list[Neighbour]:
+        cosines, numbers = space[0][number].tolist(), space[1][number].tolist()
+        others = set(other[1][number].tolist())
+        return [Neighbour(texts[n], cosine, n not in others) for cosine, n in zip(cosines, numbers, strict=True)]
+
+    return [Example(texts[n], side(before, after, n), side(after, before, n)) for n in chosen]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and bool(np.isfinite(value))

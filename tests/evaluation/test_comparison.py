@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from simcse_train.data.pairs import Pair, read_pairs
+from simcse_train.encoders.loading import load_encoder
+from simcse_train.errors import InputError
+from simcse_train.evaluation.comparison import (
+    Answer,
+    Choice,
+    Comparison,
+    Question,
+    ask,
+    choice_of,
+    describe,
+    labels_as_judge,
+    outcome,
+    pairs_as_judge,
+    read_answers,
+    write_pairs,
+)
+from tests.test_cli import refused, run
+
+
+@pytest.fixture(scope="module")
+def comparison(tiny: Path, text: Path) -> Comparison:
+    """The same weights with two poolings, whose neighbours differ."""
+    return Comparison(load_encoder(tiny, pooling="cls"), load_encoder(tiny, pooling="mean"), [str(text)])
+
+
+def test_a_question_shows_the_nearest_neighbour_in_each_space(comparison: Comparison, tiny: Path, text: Path) -> None:
+    sentences = comparison.corpus.texts(np.arange(len(comparison.corpus)))
+    questions = list(comparison.questions())
+    assert len({question.query for question in questions}) == len(questions) > 20
+    assert 0.2 < np.mean([question.new_left for question in questions]) < 0.8
+    for name, pooling in (("old", "cls"), ("new", "mean")):
+        rows = load_encoder(tiny, pooling=pooling).encode(sentences)
+        cosines = rows @ rows.T - 2 * np.eye(len(rows))
+        for question in questions:
+            row = cosines[sentences.index(question.query)]
+            assert row[sentences.index(getattr(question, name))] == pytest.approx(row.max(), abs=2e-3)
+    assert all(question.old != question.new for question in questions)
+    assert list(comparison.questions()) == questions  # so that a comparison can be continued
+
+
+def test_an_encoder_has_no_question_against_a_copy_of_itself(tiny: Path, text: Path, tmp_path: Path) -> None:
+    same = Comparison(load_encoder(tiny), load_encoder(tiny), [str(text)])
+    assert list(same.questions()) == []
+    found = outcome(ask(same, lambda _: "new", tmp_path / "a.jsonl", None))
+    assert not found.differs
+    assert "No answer prefers" in describe(found)
+
+
+def test_a_side_means_the_encoder_that_stands_there() -> None:
+    for new_left in (True, False):
+        question = Question("q", "of old", "of new", new_left)
+        assert question.sides[0 if new_left else 1] == "of new"
+        assert choice_of(question, "left" if new_left else "right") == "new"
+        assert choice_of(question, "right" if new_left else "left") == "old"
+        assert choice_of(question, "both") == "both"
+
+
+def test_answers_are_on_disk_at_once_and_continued(comparison: Comparison, tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    seen: list[str] = []
+
+    def judge(question: Question) -> Choice:
+        assert len(read_answers(path, comparison.fingerprint)) == len(seen)
+        if len(seen) == 5:
+            raise KeyboardInterrupt
+        seen.append(question.query)
+        return "new"
+
+    with pytest.raises(KeyboardInterrupt):
+        ask(comparison, judge, path, None)
+    with path.open("a") as stream:
+        stream.write('{"query": "cut by a ki')
+    later: list[str] = []
+
+    def another(question: Question) -> Choice:
+        later.append(question.query)
+        return "old"
+
+    answers = ask(comparison, another, path, 8)
+    assert [answer.choice for answer in answers] == ["new"] * 5 + ["old"] * 3
+    assert not set(seen) & set(later)
+    assert read_answers(path, comparison.fingerprint) == answers
+    with pytest.raises(InputError, match="other encoders or another text"):
+        read_answers(path, "another")
+    (tmp_path / "other.jsonl").write_text('{"a": 1}\n')
+    with pytest.raises(InputError, match="no file of answers"):
+        read_answers(tmp_path / "other.jsonl", "x")
+
+
+def answers_of(choices: list[Choice]) -> list[Answer]:
+    return [Answer(f"q{i}", "o", "n", choice) for i, choice in enumerate(choices)]
+
+
+def test_the_test_is_the_exact_binomial_one() -> None:
+    found = outcome(answers_of(["new"] * 9 + ["old"] + ["both"] * 3 + ["neither"] * 2))
+    assert (found.new, found.old, found.both, found.neither) == (9, 1, 3, 2)
+    assert found.p_value == pytest.approx(2 * (1 + 10) / 1024)
+    assert found.interval == pytest.approx((0.55498, 0.99747), abs=1e-4)
+    assert "The new encoder finds the better" in describe(found)
+    assert "could be chance" in describe(outcome(answers_of(["new"] * 5 + ["old"] * 4)))
+    assert "The old encoder" in describe(outcome(answers_of(["old"] * 9 + ["new"])))
+
+
+def test_a_thousand_users_without_a_preference_are_rarely_told_of_one() -> None:
+    generator = np.random.default_rng(0)
+    alarms = [outcome(answers_of(generator.choice(["old", "new"], size=60).tolist())).differs for _ in range(1000)]
+    assert 0.01 < np.mean(alarms) <= 0.065  # the exact test of 60 answers has a level of 2.7 to 5 %
+
+
+def test_labels_and_scored_pairs_judge() -> None:
+    by_label = labels_as_judge(["q", "a", "b", "c"], ["x", "x", "y", "x"])
+    assert by_label(Question("q", "a", "b", True)) == "old"
+    assert by_label(Question("q", "b", "a", True)) == "new"
+    assert by_label(Question("q", "a", "c", True)) == "both"
+    assert by_label(Question("b", "a", "c", True)) == "neither"
+    assert by_label(Question("q", "a", "unknown", True)) is None
+    by_score = pairs_as_judge([Pair("q", "a", 5), Pair("b", "q", 2), Pair("q", "c", 5), Pair("q", "d", 0)])
+    assert by_score(Question("q", "b", "a", True)) == "new"
+    assert by_score(Question("q", "a", "c", True)) == "both"
+    assert by_score(Question("q", "a", "e", True)) is None
+
+
+def test_answers_become_pairs_that_are_read_again(tmp_path: Path) -> None:
+    answers = [
+        Answer("q1", "old one", "new one", "new"),
+        Answer("q2", "old\ttwo", 'new "two"', "both"),
+        Answer("q3", "old three", "new three", "neither"),
+    ]
+    assert write_pairs(answers, tmp_path / "eval.jsonl", scored=True) == 6
+    assert [pair.score for pair in read_pairs(tmp_path / "eval.jsonl")] == [0, 1, 1, 1, 0, 0]
+    assert write_pairs(answers, tmp_path / "pairs.jsonl", scored=False) == 3
+    records = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    assert records[0] == {"anchor": "q1", "positive": "new one", "negative": "old one"}
+    assert records[1] == {"anchor": "q2", "positive": "old\ttwo"}
+
+
+def test_the_command_asks_saves_and_continues(
+    capsys: pytest.CaptureFixture[str], tiny: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other"
+    encoder = load_encoder(tiny, pooling="mean")
+    from simcse_train.encoders.saving import save_encoder
+
+    other.mkdir()
+    save_encoder(encoder, other)
+    command = ("compare", tiny, other, "--data", text, "--answers", tmp_path / "a.jsonl")
+    replies = iter(["1", "what?", "2", "b", "q"])
+    monkeypatch.setattr("builtins.input", lambda _: next(replies))
+    assert run(*command) == 0
+    assert "both 1, neither 0." in capsys.readouterr().out
+    replies = iter(["n"])
+    assert run(*command, "--questions", "4", "--write-eval", tmp_path / "e.jsonl") == 0
+    assert "both 1, neither 1." in capsys.readouterr().out
+    assert len(read_pairs(tmp_path / "e.jsonl")) == 8
+    assert "must end in .jsonl" in refused(capsys, *command, "--write-pairs", tmp_path / "p.tsv")
+    assert "name it with --judge" in refused(capsys, *command, "--label-column", "x")
+
+
+@pytest.mark.slow
+def test_labels_prefer_the_better_encoder_and_not_a_copy(
+    capsys: pytest.CaptureFixture[str], minilm: Path, shared: Path, tmp_path: Path
+) -> None:
+    import gzip
+
+    lines = gzip.decompress((shared / "domains" / "banking77-test.tsv.gz").read_bytes()).decode()
+    (tmp_path / "labelled.tsv").write_text(lines)
+    (tmp_path / "text.txt").write_text("".join(line.split("\t")[1] + "\n" for line in lines.splitlines()))
+    common = ("--data", tmp_path / "text.txt", "--judge", tmp_path / "labelled.tsv", "--label-column", "1")
+    assert run("compare", "starter", minilm, *common, "--answers", tmp_path / "a.jsonl") == 0
+    shown = capsys.readouterr().out
+    assert "The new encoder finds the better neighbours." in shown
+    assert outcome(read_answers_of(tmp_path / "a.jsonl")).p_value < 0.01  # type: ignore[operator]
+    assert run("compare", minilm, minilm, *common, "--answers", tmp_path / "b.jsonl") == 0
+    assert "No answer prefers one" in capsys.readouterr().out
+
+
+def read_answers_of(path: Path) -> list[Answer]:
+    return read_answers(path, json.loads(path.read_text().split("\n", 1)[0])["comparison"])

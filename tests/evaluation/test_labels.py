@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from simcse_train.encoders.loading import load_encoder
+from simcse_train.errors import InputError
+from simcse_train.evaluation.labels import as_json, evaluate_labels, read_labelled, score_labels, table
+
+
+def test_the_measures_are_their_definitions() -> None:
+    # Two tight groups of 12 on a circle, and one sentence labelled like the other group.
+    angles = np.concatenate([np.linspace(0, 1, 12) ** 2, 3 + np.linspace(0, 0.3, 12) ** 2])
+    embeddings = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    labels = ["a"] * 12 + ["b"] * 12
+    scores = score_labels(embeddings, labels)
+    assert (scores.sentences, scores.labels) == (24, 2)
+    assert scores.nearest == scores.precision == 100
+    assert scores.nmi == pytest.approx(100)
+    labels[0] = "b"  # the ten nearest of it are ten of its eleven companions, all with another label
+    changed = score_labels(embeddings, labels)
+    # Each of its companions has ten of eleven others; the tenth-nearest cut decides how often it is among them.
+    distances = np.abs(angles[:12, None] - angles[None, :12]) + np.eye(12) * 9
+    neighbours = np.argsort(distances, axis=1)[:, :10]
+    missed = (neighbours[1:] == 0).sum() + 10
+    assert changed.precision == pytest.approx(100 * (1 - missed / 240))
+    assert changed.nearest == pytest.approx(100 * (1 - (1 + (neighbours[1:, 0] == 0).sum()) / 24))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "label", "text"),
+    [
+        ("x.tsv", "x\ta man\ny\ta cat\n\nx\tthe man\ny\t\n", "1", None),
+        ("x.tsv", "q\tx\ta man\nq\ty\ta cat\nq\tx\tthe man\n", "2", "3"),
+        ("x.csv", "label,text\nx,a man\ny,a cat\nx,the man\n", "label", "text"),
+        ("x.jsonl", '{"l": "x", "t": "a man"}\n{"l": "y", "t": "a cat"}\n{"l": "x", "t": "the man"}\n', "l", "t"),
+    ],
+)
+def test_labelled_tables_are_read_in_every_format(
+    tmp_path: Path, name: str, content: str, label: str, text: str | None
+) -> None:
+    (tmp_path / name).write_text(content)
+    assert read_labelled(tmp_path / name, label, text) == (["a man", "a cat", "the man"], ["x", "y", "x"])
+    with gzip.open(tmp_path / f"{name}.gz", "wt") as stream:
+        stream.write(content)
+    assert read_labelled(tmp_path / f"{name}.gz", label, text)[1] == ["x", "y", "x"]
+
+
+@pytest.mark.parametrize(
+    ("content", "label", "message"),
+    [
+        ("x\ta\nx\tb\n", "1", "1 different labels"),
+        ("x\ta\ny\tb\n", "1", "2 different labels"),
+        ("x\ta\ny\tb\n", "3", "a number from 1 to 2"),
+        ("x\ta\ny\n", "1", "line 2 has 1 fields"),
+        ("label\ttext\nx\ta\n", "topic", "no column 'topic'"),
+    ],
+)
+def test_labels_that_say_nothing_are_refused(tmp_path: Path, content: str, label: str, message: str) -> None:
+    (tmp_path / "x.tsv").write_text(content)
+    with pytest.raises(InputError, match=message):
+        read_labelled(tmp_path / "x.tsv", label, None)
+
+
+def test_an_encoder_is_scored_on_labels(tiny: Path, tmp_path: Path) -> None:
+    words = ["a man runs", "the man runs", "a man sings", "a cat plays", "the cat plays", "a cat sings"]
+    (tmp_path / "x.tsv").write_text("".join(f"{'m' if 'man' in w else 'c'}\t{w}\n" for w in words))
+    scores = evaluate_labels(load_encoder(tiny), tmp_path / "x.tsv", "1", None)
+    assert scores.sentences == 6
+    assert json.loads(as_json(scores))["precision"] == pytest.approx(scores.precision)
+    assert "precision@10" in table(scores, "x.tsv")

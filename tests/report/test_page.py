@@ -1,0 +1,223 @@
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from simcse_train import TrainConfig, train
+from simcse_train.data.batches import held_out_sentences
+from simcse_train.errors import InputError
+from simcse_train.report import page
+from simcse_train.report.page import report_at_end, write_report
+from simcse_train.report.summary import summarise
+from simcse_train.runs.folder import METRICS
+from tests.conftest import EXAMPLES
+
+HOSTILE = (
+    "<script>window.ran = true; fetch('http://example.com/')</script>",
+    '<img src=x onerror="window.ran = true"> & \'quoted\' "twice"',
+    "</summary></details><style>body { display: none }</style>",
+    "{{ 7 * 7 }} {% raise %} ${alert(1)} $x^2$ \\frac",
+    "عربي \u202eright to left override without an end, and עברית",
+    "👩‍👩‍👧‍👦 🇩🇪 é combining a\u0301\u0301\u0301\u0301 zero\u200bwidth",
+    "control \x01\x02\x1b[31m\x7f\x85 characters \ufffe\uffff",
+    "long " + "x" * 10_000,
+    "many words " * 900,
+)
+
+
+@pytest.fixture(scope="module")
+def hostile_run(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run whose held-out sentences, twenty of them, are mostly hostile texts."""
+    folder = tmp_path_factory.mktemp("hostile")
+    plain = (EXAMPLES / "sentences.txt").read_text(encoding="utf-8").splitlines()[:200]
+    for number, text in zip(held_out_sentences(len(plain)), HOSTILE, strict=False):
+        plain[number] = text
+    data = folder / "cor'pus <b>.txt"
+    data.write_text("\n".join(plain) + "\n", encoding="utf-8")
+    config = TrainConfig(
+        data=[str(data)],
+        model=str(tiny),
+        output=str(folder / "<i>run"),
+        batch_size=16,
+        max_steps=6,
+        eval_every=2,
+        log_every=2,
+        eval=str(EXAMPLES / "pairs.tsv"),
+    )
+    return train(config).folder
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Headless Chromium that logs its console and its requests."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    driver = shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        pytest.skip("there is no Chromium with its driver: apt-get install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    opened = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield opened
+    opened.quit()
+
+
+def visit(browser: Any, path: Path, *, width: int = 1280, dark: bool = False) -> None:
+    """Open a page with an emptied log, in a window of a width and a theme."""
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen(width))
+    theme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": theme})
+    for kind in ("browser", "performance"):
+        browser.get_log(kind)
+    browser.get(path.resolve().as_uri())
+
+
+def screen(width: int) -> dict[str, Any]:
+    return {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+
+
+def requests(browser: Any) -> list[str]:
+    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    return [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+
+
+def test_the_page_opens_in_a_browser_without_errors_scripts_or_requests(browser: Any, hostile_run: Path) -> None:
+    path = hostile_run / "report.html"  # written at the end of the run
+    visit(browser, path)
+    assert [entry for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
+    assert [url for url in requests(browser) if not url.startswith("data:")] == [path.resolve().as_uri()]
+    assert browser.execute_script("return window.ran") is None
+    assert browser.execute_script("return document.scripts.length") == 0
+    assert browser.execute_script("return document.images.length") == 0
+    body = browser.find_element("tag name", "body")
+    assert body.is_displayed()
+    text = body.get_attribute("textContent")
+    for hostile in HOSTILE[:6]:
+        assert hostile in text
+    assert f"({len(HOSTILE[7]):,} characters)" in text
+    assert "␁␂␛[31m␡" in text
+    assert summarise(hostile_run).verdict in text
+    assert browser.execute_script("return document.querySelectorAll('svg').length") >= 8
+    assert browser.execute_script("return document.querySelectorAll('details').length") == 20
+
+
+def test_a_click_shows_the_neighbours_of_a_sentence(browser: Any, hostile_run: Path) -> None:
+    visit(browser, hostile_run / "report.html")
+    details = browser.find_elements("tag name", "details")[5]
+    neighbour = details.find_element("tag name", "li")
+    assert not neighbour.is_displayed()
+    details.find_element("tag name", "summary").click()
+    assert neighbour.is_displayed()
+    assert len(details.find_elements("tag name", "li")) == 10
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_nothing_is_wider_than_the_screen_and_both_themes_have_contrast(
+    browser: Any, hostile_run: Path, width: int
+) -> None:
+    backgrounds = set()
+    for dark in (False, True):
+        visit(browser, hostile_run / "report.html", width=width, dark=dark)
+        for details in browser.find_elements("tag name", "details"):
+            browser.execute_script("arguments[0].open = true", details)
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+        paper, ink = (
+            browser.execute_script(f"return getComputedStyle(document.body).{name}")
+            for name in ("backgroundColor", "color")
+        )
+        assert contrast(paper, ink) > 7
+        label = browser.execute_script("return getComputedStyle(document.querySelector('svg text')).fill")
+        assert contrast(paper, label) > 4.5  # the plots take the theme too
+        backgrounds.add(paper)
+    assert len(backgrounds) == 2
+
+
+def contrast(first: str, second: str) -> float:
+    """Return the contrast of two CSS colours (WCAG 2.1, 1.4.3)."""
+
+    def luminance(colour: str) -> float:
+        channels = [int(part) / 255 for part in colour[colour.index("(") + 1 : -1].split(",")[:3]]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    light, dark = sorted((luminance(first), luminance(second)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_runs_side_by_side_show_what_differs(browser: Any, hostile_run: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other & 2"
+    shutil.copytree(hostile_run, other)
+    config = (other / "config.yaml").read_text().replace("learning_rate: 3.0e-05", "learning_rate: 1.0e-04")
+    (other / "config.yaml").write_text(config)
+    path = write_report([hostile_run, other])
+    assert path.name == "comparison.html"
+    visit(browser, path)
+    text = browser.find_element("tag name", "body").text
+    assert "other & 2" in text
+    assert "<i>run" in text
+    assert "3e-05" in text
+    assert "0.0001" in text
+    assert "temperature" not in text  # the same in both
+    assert browser.get_log("browser") == []
+
+
+def test_neighbours_that_changed_are_marked_and_the_rest_is_not(hostile_run: Path) -> None:
+    summary = summarise(hostile_run)
+    assert len(summary.examples) == 20
+    assert summary.held_out == 20
+    for example in summary.examples:
+        before = {neighbour.text: neighbour.changed for neighbour in example.before}
+        after = {neighbour.text: neighbour.changed for neighbour in example.after}
+        assert len(before) == len(after) == 5
+        assert example.text not in before
+        assert {text for text, changed in before.items() if changed} == set(before) - set(after)
+        assert {text for text, changed in after.items() if changed} == set(after) - set(before)
+        assert [n.cosine for n in example.after] == sorted((n.cosine for n in example.after), reverse=True)
+    assert summary.cosines is not None
+    before_cosines, after_cosines = summary.cosines
+    assert before_cosines.views.mean() != after_cosines.views.mean()
+    assert before_cosines.nearest.mean() > before_cosines.random.mean()
+
+
+def test_a_run_without_checkpoints_or_text_still_has_a_page(hostile_run: Path, tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    shutil.copy(hostile_run / "config.yaml", begun)
+    assert "Not finished" in write_report([begun]).read_text(encoding="utf-8")
+    lost = tmp_path / "lost"
+    shutil.copytree(hostile_run, lost)
+    text = (lost / "config.yaml").read_text()
+    (lost / "config.yaml").write_text(
+        text[: text.index("model:")] + "model: /nowhere/model\n" + text.split("\n", 99)[-1]
+    )
+    written = write_report([lost]).read_text(encoding="utf-8")
+    assert "Not shown" in written
+    assert "there is no such folder" in written
+    (lost / METRICS).write_text('{"step": 0, "alignment": 0.1, "uniformity": NaN}\n{"step": 2, "loss"')
+    assert "was not measured before" in write_report([lost]).read_text(encoding="utf-8")
+    with pytest.raises(InputError, match="is not a run"):
+        write_report([tmp_path])
+
+
+def test_a_page_that_fails_or_cannot_be_drawn_is_one_line_and_no_failure(
+    hostile_run: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO, "simcse_train")
+    monkeypatch.setattr(page, "render", lambda _: 1 / 0)
+    report_at_end(hostile_run)
+    assert "could not be written (ZeroDivisionError" in caplog.text
+    caplog.clear()
+    monkeypatch.setattr(page, "find_spec", lambda name: None)
+    report_at_end(hostile_run)
+    assert caplog.messages == [f"For a report page: {page.INSTALL}, then simcse-train report {hostile_run}"]
+    with pytest.raises(InputError, match="needs jinja2 and matplotlib"):
+        write_report([hostile_run])

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from pathlib import Path
+from typing import Any
+
+import accelerate.tracking
+import pytest
+
+from simcse_train import TrainConfig, resume, train
+from simcse_train.runs import trackers
+from simcse_train.runs.metrics import read_metrics
+
+
+def settings(model: Path, text: Path, output: Path, **changes: Any) -> TrainConfig:
+    return TrainConfig(
+        **{
+            "data": [str(text)],
+            "model": str(model),
+            "output": str(output),
+            "batch_size": 16,
+            "max_steps": 4,
+            "save_every": 2,
+            "eval_every": 2,
+            "log_every": 1,
+        }
+        | changes
+    )
+
+
+def test_tensorboard_gets_every_figure_and_a_resumed_run_continues_it(tiny: Path, text: Path, tmp_path: Path) -> None:
+    accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator", reason="tensorboard is not installed"
+    )
+    run = train(settings(tiny, text, tmp_path / "run", track=["tensorboard"])).folder
+    resume(run, {"max_steps": 6})
+    events = accumulator.EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    for name in ("loss", "alignment", "uniformity", "learning_rate"):
+        expected = {line["step"]: line[name] for line in read_metrics(run) if name in line}
+        found = {event.step: event.value for event in events.Scalars(name)}
+        assert found == pytest.approx(expected, rel=1e-5)
+    assert max(found) == 6
+    hyperparameters = [path.read_text() for path in (run / "tensorboard").glob("*/hparams.yml")]
+    assert any("temperature: 0.05" in content for content in hyperparameters)
+
+
+class Failing:
+    """Stands in for a tracker's class: a server that refuses, or one that never answers."""
+
+    def __init__(self, **_: Any) -> None:
+        self.hangs = False
+
+    def start(self) -> None:
+        raise ConnectionError("offline,\nsays the server")
+
+
+class Hanging(Failing):
+    def start(self) -> None:
+        threading.Event().wait(60)
+
+
+@pytest.mark.parametrize(
+    ("kind", "warning"),
+    [(Failing, "failed (ConnectionError: offline, says the server)"), (Hanging, "does not answer")],
+)
+def test_a_tracker_that_fails_costs_one_line_and_no_bit(
+    tiny: Path,
+    text: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: type[Failing],
+    warning: str,
+) -> None:
+    caplog.set_level(logging.WARNING, "simcse_train")
+    monkeypatch.setitem(accelerate.tracking.LOGGER_TYPE_TO_CLASS, "wandb", kind)
+    monkeypatch.setattr(trackers, "find_spec", lambda _: True)
+    monkeypatch.setattr(trackers, "SECONDS_TO_FINISH", 0.5)
+    plain = train(settings(tiny, text, tmp_path / "plain")).folder
+    run = train(settings(tiny, text, tmp_path / "run", track=["wandb"])).folder
+    assert [message for message in caplog.messages if "--track" in message] == [
+        message for message in caplog.messages if warning in message
+    ]
+    assert warning in caplog.text
+    for name in ("model.safetensors", "tokenizer.json"):
+        assert (run / "encoder" / name).read_bytes() == (plain / "encoder" / name).read_bytes()
+
+
+def test_a_tracker_that_is_not_installed_is_named(
+    tiny: Path, text: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trackers, "find_spec", lambda _: None)
+    with trackers.tracked(tmp_path, settings(tiny, text, tmp_path, track=["mlflow"])):
+        pass
+    assert "--track mlflow: the package mlflow is not installed" in caplog.text
+
+
+def test_only_complete_lines_are_sent(tmp_path: Path) -> None:
+    class Kept:
+        def __init__(self) -> None:
+            self.lines: list[tuple[int, dict[str, float]]] = []
+
+        def log(self, values: dict[str, float], step: int) -> None:
+            self.lines.append((step, values))
+
+    kept, path = Kept(), tmp_path / "metrics.jsonl"
+    first = json.dumps({"step": 1, "loss": 2.0, "note": "text", "score": None}) + "\n"
+    path.write_text(first + '{"step": 2, "lo')
+    position = trackers._send(kept, path, 0)
+    assert kept.lines == [(1, {"loss": 2.0})]
+    assert position == len(first)
+    path.write_text(first + '{"step": 2, "loss": 1.0}\n')
+    trackers._send(kept, path, position)
+    assert kept.lines[1:] == [(2, {"loss": 1.0})]

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from safetensors.numpy import load_file
+
+from simcse_train.encoders.loading import load_encoder
+from simcse_train.errors import InputError
+from simcse_train.search import encode
+from simcse_train.search.encode import encode_file
+
+SENTENCES = ["a man runs", "", "the cat plays", "a dog", "the red hill"]
+
+
+def read(path: Path) -> np.ndarray:
+    if path.suffix == ".npy":
+        return np.load(path)
+    if path.suffix == ".safetensors":
+        return load_file(path)["embeddings"]
+    table = pq.read_table(path)
+    assert table["text"].to_pylist() == SENTENCES
+    return np.array(table["embedding"].to_pylist(), dtype=np.float32)
+
+
+@pytest.mark.parametrize("ending", [".npy", ".safetensors", ".parquet"])
+def test_every_format_holds_a_row_per_record_whatever_the_chunks(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    encoder = load_encoder(tiny)
+    (tmp_path / "in.csv").write_text("id,text\n" + "".join(f"{i},{s}\n" for i, s in enumerate(SENTENCES)))
+    monkeypatch.setattr(encode, "CHUNK", 2)
+    target = tmp_path / f"rows{ending}"
+    assert encode_file(encoder, str(tmp_path / "in.csv"), target, text_column="text") == (5, 32)
+    rows = read(target)
+    assert rows.dtype == np.float32
+    assert np.allclose(rows, encoder.encode(SENTENCES), atol=1e-6)
+
+
+def test_nothing_is_left_of_an_output_that_fails(tiny: Path, tmp_path: Path) -> None:
+    encoder = load_encoder(tiny)
+    (tmp_path / "in.txt").write_bytes(b"fine\n" * 9000 + b"caf\xe9\n")
+    with pytest.raises(InputError, match="line 9001 is not valid UTF-8"):
+        encode_file(encoder, str(tmp_path / "in.txt"), tmp_path / "rows.npy")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.txt"]
+    with pytest.raises(InputError, match="must end in .npy, .safetensors, .parquet"):
+        encode_file(encoder, str(tmp_path / "in.txt"), tmp_path / "rows.txt")
+    with pytest.raises(InputError, match="can't be written"):
+        encode_file(encoder, str(tmp_path / "in.txt"), tmp_path / "no" / "rows.npy")
+    (tmp_path / "empty.txt").touch()
+    with pytest.raises(InputError, match="is empty"):
+        encode_file(encoder, str(tmp_path / "empty.txt"), tmp_path / "rows.npy")
