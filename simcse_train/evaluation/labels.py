@@ -2,8 +2,7 @@
 
 Three measures, each x 100: how often the nearest other sentence has the same label, the share of the ten nearest that
 have it (precision@10), and the normalised mutual information of k-means clusters, as many as there are labels, with the
-labels (NMI, arithmetic mean of the entropies; Strehl & Ghosh 2002). Clustering is by scikit-learn, of the extra
-`evaluation`.
+labels (NMI, arithmetic mean of the entropies; Strehl & Ghosh 2002). Clustering is by scikit-learn.
 """
 
 from __future__ import annotations
@@ -17,6 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn.cluster import KMeans
+from sklearn.metrics import normalized_mutual_info_score
 
 from simcse_train.data.files import COMPRESSION, open_file, read_lines, read_texts, text_format
 from simcse_train.encoders.encoder import Encoder
@@ -28,13 +29,13 @@ NEIGHBOURS = 10
 
 @dataclass(frozen=True)
 class LabelScores:
-    """What is measured on labelled sentences; the measures are x 100, NMI is None without scikit-learn."""
+    """What is measured on labelled sentences; the measures are x 100."""
 
     sentences: int
     labels: int
     nearest: float
     precision: float  # of the ten nearest
-    nmi: float | None
+    nmi: float
 
 
 def evaluate_labels(
@@ -63,13 +64,8 @@ def score_labels(embeddings: NDArray[np.float32], labels: Sequence[str]) -> Labe
     )
 
 
-def _clustering_agreement(embeddings: NDArray[np.float32], numbers: NDArray[np.intp]) -> float | None:
-    """Return NMI x 100 of k-means clusters with the labels; None without scikit-learn."""
-    try:
-        from sklearn.cluster import KMeans
-        from sklearn.metrics import normalized_mutual_info_score
-    except ModuleNotFoundError:
-        return None
+def _clustering_agreement(embeddings: NDArray[np.float32], numbers: NDArray[np.intp]) -> float:
+    """Return NMI x 100 of k-means clusters with the labels."""
     clusters = KMeans(int(numbers.max()) + 1, n_init=3, random_state=0).fit_predict(embeddings)
     return 100 * float(normalized_mutual_info_score(numbers, clusters))
 
@@ -128,15 +124,12 @@ def _columns_by_number(path: Path, label_column: str, text_column: str | None) -
 
 def table(scores: LabelScores, name: str) -> str:
     """Return the measures as a plain-text table."""
-    nmi = (
-        "scikit-learn is missing: pip install 'simcse-train[evaluation]'" if scores.nmi is None else f"{scores.nmi:.2f}"
-    )
     return "\n".join(
         [
             f"{name}: {scores.sentences:,} sentences with {scores.labels:,} labels, each measure x 100",
             f"{'nearest has the same label':<28}{scores.nearest:>8.2f}",
             f"{'precision@10':<28}{scores.precision:>8.2f}",
-            f"{'NMI of k-means':<28}{nmi:>8}",
+            f"{'NMI of k-means':<28}{scores.nmi:>8.2f}",
         ]
     )
 

@@ -4,7 +4,7 @@ The tasks and the protocol of Gao, Yao & Chen 2021, appendix E: MR, CR, SUBJ and
 strength of the regularisation chosen by another ten folds inside each; SST2 by its own split; TREC and MRPC by ten
 folds of the training part, then the test part. This is SentEval's scikit-learn form (`usepytorch=False`) with its
 folds, seed and strengths; its other form fits the same regression by Adam with early stopping. Embeddings are not
-normalised, as there. Needs scikit-learn, of the extra `evaluation`.
+normalised, as there.
 """
 
 from __future__ import annotations
@@ -57,14 +57,8 @@ class Result:
 def evaluate_transfer(encoder: Encoder, data: Path, *, show_progress: bool = False) -> list[Result]:
     """Score an encoder on the transfer tasks in a folder laid out as SentEval's `data/downstream`.
 
-    Raises `InputError` if scikit-learn is missing, there is no task, or a file cannot be read.
+    Raises `InputError` if there is no task, or a file cannot be read.
     """
-    try:
-        import sklearn  # noqa: F401 (said here, before minutes of encoding)
-    except ModuleNotFoundError:
-        raise InputError(
-            "--tasks transfer needs scikit-learn. Install it: pip install 'simcse-train[evaluation]'."
-        ) from None
     present = {task: [name for name in names if not (data / name).is_file()] for task, names in FILES.items()}
     if all(present.values()):
         raise InputError(
