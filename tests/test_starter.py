@@ -35,11 +35,12 @@ def test_the_examples_are_what_their_readme_says() -> None:
 
 
 def test_the_quickstart_needs_no_network(tmp_path: Path) -> None:
+    output = str(tmp_path / "run")
     code = f"""
 import socket, sys
 def forbidden(*_, **__): raise AssertionError("a socket was opened")
 socket.socket.connect = socket.create_connection = socket.getaddrinfo = forbidden
-sys.argv = ["simcse-train", "--config", "configs/quickstart.yaml", "--max-steps", "3", "--output", {str(tmp_path / "run")!r}]
+sys.argv = ["simcse-train", "--config", "configs/quickstart.yaml", "--max-steps", "3", "--output", {output!r}]
 from simcse_train.cli import main
 main()
 """
