@@ -3,9 +3,9 @@
     python scripts/mutants.py              all faults of scripts/mutants.toml
     python scripts/mutants.py pruning      those whose description, file or tests contain the word
 
-Each fault replaces a text that occurs exactly once in a file. It is applied to a copy of the tree in a temporary folder,
-and the tests that should notice it are run there. Before that they are run once without any fault, since a test that
-always fails notices nothing. The exit status is 1 if a fault survives, if its tests cannot be run, or if they fail
+Each fault replaces a text that occurs exactly once in a file. It is applied to a copy of the tree in a temporary
+folder, and the tests that should notice it are run there. Before that they are run once without any fault, since a test
+that always fails notices nothing. The exit status is 1 if a fault survives, if its tests cannot be run, or if they fail
 without it. `fsync` is not covered: that data reaches the disk can only be tested by cutting the power.
 """
 
@@ -123,7 +123,7 @@ def copy_tree(root: Path, target: Path) -> None:
 
 
 def hunt(root: Path, mutants: Sequence[Mutant]) -> list[str]:
-    """Try faults on a copy of the tree at `root`, print the result of each, and return a line for each that is not noticed."""
+    """Try faults on a copy of the tree, print the result of each, and return a line for each that is not noticed."""
     problems = []
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)

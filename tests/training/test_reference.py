@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -114,7 +113,8 @@ def test_the_program_trains_to_the_bits_of_a_plain_loop(
         model: nn.Module = encoder.model
 
         def pooled(rows: list[list[int]]) -> Tensor:
-            return encoder.embed(torch.tensor(sum(rows, [])), torch.tensor([len(row) for row in rows]))
+            tokens = torch.tensor([token for row in rows for token in row])
+            return encoder.embed(tokens, torch.tensor([len(row) for row in rows]))
 
     else:  # nothing of the program but its dropout noise
         monkeypatch.setattr(loading, "enable_packing", lambda encoder: None)
