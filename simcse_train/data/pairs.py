@@ -30,19 +30,20 @@ def fingerprint(pairs: list[Pair] | None) -> str | None:
     return None if pairs is None else hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
 
 
-def read_pairs(path: Path) -> list[Pair]:
+def read_pairs(path: Path, option: str = "--data") -> list[Pair]:
     """Read labelled pairs: STS-B's csv, `id||a||b||score`, or csv, tsv or jsonl with sentence1, sentence2, score.
 
     A csv or tsv may also have just these three columns and no header; pairs without a score are skipped. Raises `InputError` with
     the line that can't be read.
     """
-    with open_file(path) as raw:
-        lines = [(number, line) for number, line in read_lines(raw, path) if line.strip()]
+    named = Path(f"{option} {path}")  # as messages name the file
+    with open_file(path, option) as raw:
+        lines = [(number, line) for number, line in read_lines(raw, named) if line.strip()]
     if not lines:
-        raise InputError(f"{path} is empty. A file of pairs has a line 'sentence1, sentence2, score' for each pair.")
-    pairs = [pair for pair in _parse_pairs(lines, path) if pair is not None]
+        raise InputError(f"{named} is empty. A file of pairs has a line 'sentence1, sentence2, score' for each pair.")
+    pairs = [pair for pair in _parse_pairs(lines, named) if pair is not None]
     if len(pairs) < 2:
-        raise InputError(f"{path} holds {len(pairs)} scored pairs; a rank correlation needs at least two.")
+        raise InputError(f"{named} holds {len(pairs)} scored pairs; a rank correlation needs at least two.")
     return pairs
 
 

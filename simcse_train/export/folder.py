@@ -7,8 +7,10 @@ The folder is a sentence-transformers model with the encoder's files at its root
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -25,6 +27,8 @@ from simcse_train.runs.start import load_start
 
 PROBES = ("A man is playing a guitar.", "The market closed higher on Friday.", "Why?", "一只猫坐在垫子上。", "")
 ATTEMPTS = 5  # a run that is still training may delete the checkpoint that was just chosen
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -54,14 +58,7 @@ def load_saved_encoder(name_or_path: str, *, pooling: str = "auto") -> Encoder:
     path = Path(name_or_path)
     if not checkpoints(path) or (path / ENCODER).exists():
         return load_encoder(name_or_path, pooling=pooling)
-    for attempt in range(ATTEMPTS):
-        checkpoint = _newest(path)
-        try:
-            return load_encoder(checkpoint, pooling=pooling)
-        except InputError:
-            if checkpoint.exists() or attempt == ATTEMPTS - 1:
-                raise
-    raise AssertionError("unreachable")
+    return _use_newest(path, lambda newest: load_encoder(newest, pooling=pooling))
 
 
 def load_chosen(run: Path, newest: Path, which: str | None) -> tuple[State, Encoder]:
@@ -110,21 +107,28 @@ def write_export(encoder: Encoder, state: State, run: Path, target: Path) -> Non
 
 
 def _load(source: Path, which: str | None) -> tuple[State, Encoder, Path]:
-    for attempt in range(ATTEMPTS):
-        checkpoint = _newest(source)
+    def load(newest: Path) -> tuple[State, Encoder, Path]:
+        if not is_checkpoint(source):
+            return *load_chosen(source, newest, which), source
+        state = load_state(newest)
+        return state, load_checkpoint_encoder(newest, state.config()), run_of(newest)
+
+    return _use_newest(source, load)
+
+
+def _use_newest(source: Path, use: Callable[[Path], T]) -> T:
+    """Return what `use` returns for the newest intact checkpoint, and warn of those that are skipped.
+
+    A run that is still training may delete a checkpoint while it is read; then the newest is chosen again.
+    """
+    for _ in range(ATTEMPTS):
+        before = checkpoints(source)
+        newest, skipped = find_checkpoint(source)
+        for line in skipped:
+            logger.warning(line)
         try:
-            if not is_checkpoint(source):
-                return *load_chosen(source, checkpoint, which), source
-            state = load_state(checkpoint)
-            return state, load_checkpoint_encoder(checkpoint, state.config()), run_of(checkpoint)
-        except InputError:
-            if checkpoint.exists() or attempt == ATTEMPTS - 1:
+            return use(newest)
+        except (InputError, OSError):
+            if checkpoints(source) == before:
                 raise
-    raise AssertionError("unreachable")
-
-
-def _newest(source: Path) -> Path:
-    checkpoint, skipped = find_checkpoint(source)
-    for line in skipped:
-        logger.warning(line)
-    return checkpoint
+    raise InputError(f"{source} deletes its checkpoints faster than they can be read. Try again when it is finished.")

@@ -111,12 +111,17 @@ def find_checkpoint(path: Path) -> tuple[Path, list[str]]:
             raise InputError(f"The checkpoint {path} can't be used: {reason}. Give the run folder to use an older one.")
         return path, []
     skipped: list[str] = []
+    deleted = False  # by a run that is still training
     for candidate in reversed(checkpoints(path)):
         reason = damage(candidate)
         if reason is None:
             return candidate, [f"{line} Using {candidate}." for line in skipped]
-        if candidate.exists():  # else a run that is still training has just removed it
+        if candidate.exists():
             skipped.append(f"Skipped {candidate}: {reason}.")
+        else:
+            deleted = True
+    if deleted and checkpoints(path):  # they were deleted because newer ones were saved
+        return find_checkpoint(path)
     if skipped:
         raise InputError(f"{path} has no intact checkpoint. {' '.join(skipped)} Start the run again in another folder.")
     if (path / ENCODER).exists():

@@ -193,7 +193,7 @@ def _labelled_pairs(config: TrainConfig) -> list[Pair] | None:
         raise InputError(
             f"--eval {config.eval}: there is no such file. Check the path; a resumed run may be given the new place."
         )
-    return read_pairs(Path(config.eval))
+    return read_pairs(Path(config.eval), "--eval")
 
 
 def _announce(trainer: Trainer) -> None:

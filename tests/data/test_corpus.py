@@ -4,13 +4,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers import BertTokenizer
 
 from simcse_train.data.batches import two_views
 from simcse_train.data.cache import cache_folder
 from simcse_train.data.corpus import open_corpus
 from simcse_train.encoders.loading import load_encoder
-from simcse_train.encoders.tokenizer import MAX_CHARACTERS
+from simcse_train.encoders.tokenizer import MAX_CHARACTERS, SentenceTokenizer
 from simcse_train.errors import InputError
+from tests.conftest import write_vocabulary
 
 
 def write(path: Path, content: str) -> str:
@@ -46,6 +48,16 @@ def test_the_next_run_on_the_same_text_opens_the_cache_wherever_the_file_lies(ti
         != first.fingerprint
     )
     assert len(open_corpus([str(tmp_path / "first.txt")], None, encoder.tokenizer, 3).tokens(np.array([0]))[0]) == 3
+
+
+def test_another_tokenizer_does_not_get_the_tokens_of_the_first_from_the_cache(tiny: Path, tmp_path: Path) -> None:
+    text = write(tmp_path / "x.txt", "a man\nthe cat\n")
+    vocabulary = write_vocabulary(tmp_path)
+    vocabulary.write_text(vocabulary.read_text().replace("\nman\n", "\nlion\n"))
+    tokenizers = [load_encoder(tiny).tokenizer, SentenceTokenizer(BertTokenizer(str(vocabulary)))]
+    found = [open_corpus([text], None, tokenizer, 16).tokens(np.arange(2)) for tokenizer in tokenizers]
+    assert found == [tokenizer.tokenize(["a man", "the cat"], 16) for tokenizer in tokenizers]
+    assert found[0] != found[1]
 
 
 @pytest.mark.parametrize(

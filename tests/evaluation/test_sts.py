@@ -145,6 +145,27 @@ def test_a_complete_tree_has_an_average(tiny: Path, tmp_path: Path) -> None:
     assert rows[-1].score == pytest.approx(sum(s for s in scores if s is not None) / 7)
 
 
+def test_the_score_of_a_year_is_over_all_its_subsets_together(tiny: Path, tmp_path: Path) -> None:
+    subsets = {
+        "FNWN": [("a man", "the man", 1.0), ("a cat", "guitar", 4.0)],
+        "headlines": [("a dog, runs", "a dog", 3.0), ("red", "blue hill", 0.5), ("sings", "a woman sings", 2.0)],
+        "OnWN": [("in the park", "on the hill", 5.0), ("a man plays", "the man", 0.1)],
+    }
+    folder = tmp_path / "STS" / "STS13-en-test"
+    folder.mkdir(parents=True)
+    for name, pairs in subsets.items():
+        (folder / f"STS.input.{name}.txt").write_text("".join(f"{a}\t{b}\n" for a, b, _ in pairs))
+        (folder / f"STS.gs.{name}.txt").write_text("".join(f"{score}\n" for *_, score in pairs))
+    encoder = load_encoder(tiny)
+    everything = [pair for pairs in subsets.values() for pair in pairs]
+    first, second = (encoder.encode([pair[side] for pair in everything]) for side in (0, 1))
+    cosines = (first * second).sum(1)
+    expected = spearman(cosines, np.array([score for *_, score in everything]))
+    (row,) = [row for row in evaluate(encoder, tmp_path) if row.name == "STS13"]
+    assert (row.pairs, row.missing) == (7, ())
+    assert row.score == pytest.approx(expected)
+
+
 def test_minilm_reaches_its_published_score(minilm: Path, shared: Path) -> None:
     rows = evaluate(load_encoder(minilm), shared / "sts" / "STSBenchmark" / "sts-test.csv")
     assert rows[0].score == pytest.approx(82.03, abs=0.02)

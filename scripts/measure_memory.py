@@ -1,0 +1,98 @@
+"""Measure how the resident memory of a training run grows, and what the allocator's settings change.
+
+    python scripts/measure_memory.py --data corpus.txt
+
+Each setting trains the starter in a process of its own with one thread. Printed are its resident memory at some steps,
+in MiB, and the processor time per step, which a busy machine changes less than the time on the clock. Linux only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+# What each name adds to the environment of the run.
+VARIANTS: dict[str, dict[str, str]] = {
+    "as shipped": {},
+    "mmap 1 MB": {"MALLOC_MMAP_THRESHOLD_": "1000000"},
+    "mmap 4 MB": {"MALLOC_MMAP_THRESHOLD_": "4000000"},
+    "mmap 32 MB": {"MALLOC_MMAP_THRESHOLD_": "33554432"},
+    "one arena": {"MALLOC_ARENA_MAX": "1"},
+    "one arena, trim 128 MB": {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "134217728"},
+}
+
+
+def measure(data: Path, steps: list[int], precision: str, environment: dict[str, str]) -> tuple[list[int], float]:
+    """Train the starter; return the resident memory in MiB at the steps, and seconds of processor time per step."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        settings = {
+            "data": data,
+            "model": "starter",
+            "output": run,
+            "max-steps": steps[-1] + 2,
+            "precision": precision,
+            "log-every": 1,
+            "eval-every": 10 * steps[-1],
+            "save-every": 10 * steps[-1],
+        }
+        options = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "simcse_train", *options],
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+            stderr=subprocess.DEVNULL,
+        )
+        resident: list[int] = []
+        seconds: list[float] = []
+        while process.poll() is None and len(resident) < len(steps):
+            if _last_step(run / "metrics.jsonl") >= steps[len(resident)]:
+                resident.append(_resident(process.pid))
+                seconds.append(_processor_seconds(process.pid))
+            time.sleep(0.05)
+        process.wait()
+        if process.returncode or len(resident) < len(steps):
+            raise SystemExit(f"The run ended with status {process.returncode} after {len(resident)} measurements.")
+    return resident, (seconds[-1] - seconds[0]) / (steps[-1] - steps[0])
+
+
+def _last_step(metrics: Path) -> int:
+    if not metrics.exists():
+        return 0
+    lines = metrics.read_bytes().split(b"\n")[:-1]
+    return int(json.loads(lines[-1])["step"]) if lines else 0
+
+
+def _resident(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/status").read_text().split("VmRSS:")[1].split()[0]) // 1024
+
+
+def _processor_seconds(pid: int) -> float:
+    user, system = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
+def main(
+    data: Annotated[Path, typer.Option(help="Text to train on.")],
+    steps: Annotated[str, typer.Option(help="Steps at which memory is measured.")] = "50,200,500,1000",
+    precision: Annotated[str, typer.Option(help="fp32, bf16 or auto.")] = "auto",
+    only: Annotated[str, typer.Option(help="Names of the settings to try, with commas.")] = ",".join(VARIANTS),
+    rounds: Annotated[int, typer.Option(help="How often each setting is measured, in turn.")] = 1,
+) -> None:
+    """Print one line per setting: resident memory at the steps, and processor time per step."""
+    at = [int(step) for step in steps.split(",")]
+    typer.echo(f"{'setting':<26}" + "".join(f"{f'step {step}':>11}" for step in at) + f"{'ms a step':>11}")
+    for name in only.split(",") * rounds:
+        resident, seconds = measure(data, at, precision, VARIANTS[name])
+        typer.echo(f"{name:<26}" + "".join(f"{mib:>11,}" for mib in resident) + f"{1000 * seconds:>11.1f}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from simcse_train.config import TrainConfig, choices, option
+from tests.test_cli import run
+
+
+@pytest.fixture
+def sections(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
+    """The help text under each heading, with line breaks and repeated spaces made one space."""
+    assert run("--help") == 0
+    parts = re.split(r"^(\w+):\n", capsys.readouterr().out, flags=re.MULTILINE)
+    return {heading: " ".join(text.split()) for heading, text in zip(parts[1::2], parts[2::2], strict=True)}
+
+
+@pytest.mark.parametrize("name", TrainConfig.model_fields)
+def test_help_shows_every_setting_in_its_group_with_choices_and_default(name: str, sections: dict[str, str]) -> None:
+    field = TrainConfig.model_fields[name]
+    extra = field.json_schema_extra
+    assert isinstance(extra, dict)
+    section = sections[str(extra["group"])]
+    found = re.search(rf"(?:^| ){option(name)} (.*?)(?= --[a-z]|$)", section)
+    assert found, section
+    shown = found[1]
+    assert shown.startswith("|".join(choices(field)) or str(extra["metavar"]))
+    assert str(field.description).split(",")[0].split(" --")[0] in shown
+    if extra["auto"]:
+        assert f"[default: {extra['auto']}]" in shown
+    elif not field.is_required() and field.default is not None:
+        assert f"[default: {field.default}]" in shown
+
+
+def test_help_lists_the_commands_apart_from_the_settings(sections: dict[str, str]) -> None:
+    assert {"export", "evaluate", "encode"} <= set(sections["Commands"].split())

@@ -1,0 +1,105 @@
+"""Each message names the option or argument that the user gave, and each failure its status."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from simcse_train.config import make_config
+from simcse_train.runs.folder import checkpoints
+from simcse_train.training.start import train
+from tests.conftest import make_bert
+from tests.test_cli import refused, run
+
+
+@pytest.fixture(scope="module")
+def finished(text: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    config = {"data": str(text), "model": str(tiny), "output": str(folder), "batch_size": 8, "max_length": 16}
+    train(make_config({**config, "max_steps": 4, "save_every": 2}))
+    return folder
+
+
+@pytest.fixture
+def damaged(finished: Path, tmp_path: Path) -> Path:
+    """A run without an export whose newest checkpoint is damaged."""
+    copy = Path(shutil.copytree(finished, tmp_path / "damaged"))
+    shutil.rmtree(copy / "encoder")
+    victim = checkpoints(copy)[-1] / "encoder" / "model.safetensors"
+    victim.write_bytes(victim.read_bytes()[:-1])
+    return copy
+
+
+def test_every_command_warns_when_it_skips_a_damaged_checkpoint(
+    damaged: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    older, newest = checkpoints(damaged)
+    (tmp_path / "in.txt").write_text("a man\nthe cat\n")
+    (tmp_path / "pairs.tsv").write_text("a man\tthe man\t5\na cat\tguitar\t0\na dog\tthe dog runs\t3\n")
+    for arguments in (
+        ("export", damaged, tmp_path / "out"),
+        ("evaluate", damaged, "--data", tmp_path / "pairs.tsv"),
+        ("encode", damaged, tmp_path / "in.txt", tmp_path / "rows.npy"),
+    ):
+        capsys.readouterr()
+        assert run(*arguments) == 0
+        warned = capsys.readouterr().err
+        assert f"Skipped {newest}: encoder/model.safetensors is damaged. Using {older}." in warned, arguments
+
+
+def test_an_input_that_cannot_be_read_is_called_input(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "folder").mkdir()
+    for name in ("nowhere.txt", "empty.txt", "folder"):
+        said = refused(capsys, "encode", tiny, tmp_path / name, tmp_path / "rows.npy")
+        assert f"INPUT {tmp_path / name}" in said
+        assert "--data" not in said
+
+
+@pytest.mark.parametrize(
+    "content", [None, "folder", "", "a\tb\t1\n", "a\tb\t1\na\tb\tgood\n", "a\tb\t1\na\tb\n", b"\xff\xff\n\0"]
+)
+def test_labelled_pairs_that_cannot_be_read_are_called_eval(
+    content: str | bytes | None, text: Path, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs = tmp_path / "pairs.tsv"
+    if content == "folder":
+        pairs.mkdir()
+    elif content is not None:
+        pairs.write_bytes(content if isinstance(content, bytes) else content.encode())
+    said = refused(capsys, "--data", text, "--model", tiny, "--output", tmp_path / "run", "--eval", pairs)
+    assert f"--eval {pairs}" in said
+    assert "--data" not in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_fails_ends_with_status_1(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = make_bert(tmp_path / "model")
+    weights = load_file(model / "model.safetensors")
+    weights["encoder.layer.0.output.dense.weight"][:] = 1e30  # finite alone, and not in a product
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    assert run("--data", text, "--model", model, "--output", tmp_path / "run", "--precision", "fp32") == 1
+    assert "Step 1: the loss is nan" in capsys.readouterr().err
+
+
+def test_the_library_leaves_the_messages_and_progress_bars_of_transformers_alone(tiny: Path) -> None:
+    code = f"""
+from transformers.utils import logging
+def settings():
+    return logging.get_verbosity(), logging.is_progress_bar_enabled()
+logging.set_verbosity_info()
+before = settings()
+import simcse_train
+from simcse_train import load_encoder, train, TrainConfig
+load_encoder({str(tiny)!r}).encode(["a man"])
+print(before == settings(), before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("True (20, True)")

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from simcse_train.runs.folder import checkpoints
+from simcse_train.runs.metrics import read_metrics
+from simcse_train.training import loop as loop_module
+from simcse_train.training import monitor as monitor_module
+from simcse_train.training.loop import Trainer
+from simcse_train.training.start import resume, train
+from tests.training.test_loop import bits, settings
+
+SECONDS = 20.0  # that a step takes by the clock of these tests
+
+
+class Clock:
+    """A clock that stands still except during a training step."""
+
+    now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    original = Trainer.train_step
+
+    def timed(*arguments: Any) -> Any:
+        clock.now += SECONDS
+        return original(*arguments)
+
+    monkeypatch.setattr(Trainer, "train_step", timed)
+    monkeypatch.setattr(loop_module, "time", clock)
+    return clock
+
+
+def logged(run: Path) -> list[dict[str, Any]]:
+    return [line for line in read_metrics(run) if "loss" in line]
+
+
+def test_a_line_holds_the_mean_loss_since_the_last_one_and_the_rate_of_its_step(
+    text: Path, tiny: Path, tmp_path: Path
+) -> None:
+    each = logged(train(settings(text, tiny, tmp_path / "each", max_steps=7)).folder)
+    run = logged(train(settings(text, tiny, tmp_path / "run", max_steps=7, log_every=2)).folder)
+    losses = [line["loss"] for line in each]
+    assert len(set(losses)) == 7
+    assert [line["step"] for line in run] == [2, 4, 6, 7]
+    means = [(losses[i] + losses[i + 1]) / 2 for i in (0, 2, 4)]
+    assert [line["loss"] for line in run] == [*means, losses[6]]
+    assert [line["learning_rate"] for line in run] == [1e-3 * (7 - step) / 7 for step in (1, 3, 5, 6)]
+
+
+def test_speed_counts_sentences_and_not_views(text: Path, tiny: Path, tmp_path: Path, clock: Clock) -> None:
+    run = train(settings(text, tiny, tmp_path / "run", epochs=1, log_every=2)).folder
+    speeds = {line["step"]: line["sentences_per_second"] for line in logged(run)}
+    # 108 sentences in batches of 8: the 14th batch has four.
+    assert speeds == {2 * i: 8 / SECONDS for i in range(1, 7)} | {14: (8 + 4) / (2 * SECONDS)}
+
+
+def test_save_minutes_counts_minutes_since_the_last_checkpoint(
+    text: Path, tiny: Path, tmp_path: Path, clock: Clock
+) -> None:
+    run = train(settings(text, tiny, tmp_path / "run", max_steps=10, save_every=5, save_minutes=1, keep=10)).folder
+    # Every three steps of 20 seconds, and at 5 and 10 by --save-every, after which the clock begins anew.
+    assert [int(path.name.removeprefix("step-")) for path in checkpoints(run)] == [3, 5, 8, 10]
+
+
+def test_steps_that_a_resumed_run_repeats_are_logged_once(text: Path, tiny: Path, tmp_path: Path) -> None:
+    whole = train(settings(text, tiny, tmp_path / "run", max_steps=10, keep=5, eval_every=5)).folder
+    before = read_metrics(whole)
+    shutil.copytree(whole, tmp_path / "copy")
+    resume(tmp_path / "copy" / "checkpoints" / "step-00000005")
+    again = read_metrics(tmp_path / "copy")
+    assert [line["step"] for line in again] == [0, *range(1, 11)]
+    assert [(m.get("loss"), m.get("uniformity")) for m in again] == [
+        (m.get("loss"), m.get("uniformity")) for m in before
+    ]
+
+
+def test_the_best_step_is_the_highest_score_after_training_began_also_across_a_resume(
+    text: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = tmp_path / "pairs.tsv"
+    pairs.write_text("a man\tthe man\t5\na cat\tguitar\t0\na dog\tthe dog runs\t3\n")
+
+    def scores() -> Iterator[float]:
+        yield from (90.0, 50.0, 60.0, 55.0)  # before training and at steps 1, 2 and 3
+        yield from (58.0, 59.0)  # at steps 4 and 5, resumed
+
+    score = scores()
+    monkeypatch.setattr(monitor_module, "similarity_score", lambda *_, **__: next(score))
+    config = settings(text, tiny, tmp_path / "run", max_steps=3, eval=str(pairs), eval_every=1, keep=1)
+    assert train(config).after["score"] == 60
+    run = resume(tmp_path / "run", {"max_steps": 5})
+    assert run.after["score"] == 60
+    assert [path.name for path in checkpoints(run.folder)] == ["step-00000002", "step-00000005"]
+    assert bits(run.folder / "encoder") == bits(checkpoints(run.folder)[0] / "encoder")
