@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from simcse_train.encoders.loading import load_encoder
+from simcse_train.errors import InputError, SaveError
+from simcse_train.export import onnx
+from simcse_train.export.onnx import export_onnx
+from tests.encoders.families import make_family
+
+for package in onnx.PACKAGES:
+    pytest.importorskip(package, reason=f"{package} is not installed")
+pytestmark = pytest.mark.filterwarnings("ignore")  # of the exporter's own parts
+
+
+def embed_without_torch(folder: Path, sentences: list[str]) -> np.ndarray:
+    """What the README shows: onnxruntime and tokenizers alone."""
+    import onnxruntime
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.enable_padding()
+    session = onnxruntime.InferenceSession(str(folder / "onnx" / "model.onnx"), providers=["CPUExecutionProvider"])
+    encoded = tokenizer.encode_batch(sentences)
+    mask = np.array([row.attention_mask for row in encoded])
+    states = session.run(None, {"input_ids": np.array([row.ids for row in encoded]), "attention_mask": mask})[0]
+    pooled = (states * mask[..., None]).sum(1) / mask.sum(1, keepdims=True)
+    return pooled / np.linalg.norm(pooled, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_the_graph_gives_the_encoders_embeddings_without_torch(family: str, text: Path, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    model = make_family(family, tmp_path / "model")
+    (model / "1_Pooling").mkdir()
+    (model / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_mean_tokens": True}))
+    found = export_onnx(model, tmp_path / "out", data=[str(text)])
+    assert found.difference <= 1e-4
+    assert found.sentences > 20
+    sentences = ["a man runs in the park", "the cat", "a big red dog plays the guitar on the hill"]
+    rows = embed_without_torch(tmp_path / "out", sentences)
+    assert np.allclose(rows, load_encoder(model).encode(sentences), atol=1e-4)
+    assert not list((tmp_path / "out").glob("*.safetensors"))
+    with pytest.raises(InputError, match="exists already"):
+        export_onnx(model, tmp_path / "out")
+
+
+def test_int8_is_smaller_and_says_what_it_keeps(tiny: Path, text: Path, tmp_path: Path) -> None:
+    export_onnx(tiny, tmp_path / "fp32")
+    found = export_onnx(tiny, tmp_path / "int8", int8=True, data=[str(text)])
+    size = [(tmp_path / name / "onnx" / "model.onnx").stat().st_size for name in ("fp32", "int8")]
+    assert size[1] < size[0]
+    assert found.neighbours_kept is not None
+    assert 0.5 < found.neighbours_kept <= 1
+    assert f"keeps {100 * found.neighbours_kept:.1f} %" in (tmp_path / "int8" / "README.md").read_text()
+    with pytest.raises(InputError, match="Name a text with --data"):
+        export_onnx(tiny, tmp_path / "unchecked", int8=True)
+
+
+def test_a_graph_that_differs_is_not_put_in_place(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = onnx.embed_with_onnxruntime
+    monkeypatch.setattr(onnx, "embed_with_onnxruntime", lambda *a: real(*a) + np.float32(1e-3))
+    with pytest.raises(SaveError, match="differ from the encoder's"):
+        export_onnx(tiny, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_packages_are_named(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx, "find_spec", lambda name: None if name == "onnxscript" else True)
+    with pytest.raises(InputError, match="needs onnxscript. Install"):
+        export_onnx(tiny, tmp_path / "out")
