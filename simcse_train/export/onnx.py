@@ -1,8 +1,8 @@
 """Export to ONNX: a folder for `SentenceTransformer(path, backend="onnx")`, or for onnxruntime and tokenizers alone.
 
 The graph is made by torch's exporter, for any number of sentences and tokens, and checked before it is put in place:
-it must give the encoder's embeddings. Its int8 form (dynamic quantisation by onnxruntime) changes them visibly; how many of
-the nearest neighbours it keeps is measured on sentences of the user's. Needs the extra `onnx`.
+it must give the encoder's embeddings. Its int8 form (dynamic quantisation by onnxruntime) changes them visibly; how
+many of the nearest neighbours it keeps is measured on sentences of the user's. Needs the extra `onnx`.
 """
 
 from __future__ import annotations
