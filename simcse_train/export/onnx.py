@@ -25,9 +25,9 @@ from simcse_train.encoders.encoder import Encoder
 from simcse_train.encoders.saving import save_encoder
 from simcse_train.encoders.tokenizer import SentenceTokenizer
 from simcse_train.errors import InputError, SaveError
-from simcse_train.export.folder import PROBES, choose_checkpoint, load_saved_encoder
+from simcse_train.export.folder import PROBES, load_chosen, load_saved_encoder
 from simcse_train.runs.atomic import write_folder
-from simcse_train.runs.checkpoint import find_checkpoint, load_checkpoint_encoder, load_state
+from simcse_train.runs.checkpoint import find_checkpoint
 from simcse_train.runs.folder import checkpoints
 from simcse_train.search.index import nearest
 
@@ -138,10 +138,8 @@ def _load(source: Path, which: str | None, data: Sequence[str]) -> tuple[Encoder
     if not checkpoints(source):
         encoder = load_saved_encoder(str(source))
         return encoder, _sentences(encoder, data, None) if data else []
-    newest, _ = find_checkpoint(source)
-    chosen = choose_checkpoint(source, newest, which)
-    config = load_state(chosen).config()
-    encoder = load_checkpoint_encoder(chosen, config)
+    state, encoder = load_chosen(source, find_checkpoint(source)[0], which)
+    config = state.config()
     encoder.head = None
     try:
         return encoder, _sentences(encoder, data or config.data, None if data else config.text_column)
