@@ -10,6 +10,7 @@ from simcse_train.encoders.loading import load_encoder
 from simcse_train.errors import InputError, SaveError
 from simcse_train.export import onnx
 from simcse_train.export.onnx import export_onnx
+from tests.conftest import EXAMPLES
 from tests.encoders.families import make_family
 
 for package in onnx.PACKAGES:
@@ -17,19 +18,13 @@ for package in onnx.PACKAGES:
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the exporter's own parts
 
 
-def embed_without_torch(folder: Path, sentences: list[str]) -> np.ndarray:
-    """What the README shows: onnxruntime and tokenizers alone."""
-    import onnxruntime
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.enable_padding()
-    session = onnxruntime.InferenceSession(str(folder / "onnx" / "model.onnx"), providers=["CPUExecutionProvider"])
-    encoded = tokenizer.encode_batch(sentences)
-    mask = np.array([row.attention_mask for row in encoded])
-    states = session.run(None, {"input_ids": np.array([row.ids for row in encoded]), "attention_mask": mask})[0]
-    pooled = (states * mask[..., None]).sum(1) / mask.sum(1, keepdims=True)
-    return pooled / np.linalg.norm(pooled, axis=1, keepdims=True)
+def embed_as_the_readme_says(folder: Path) -> np.ndarray:
+    """Run the README's example, onnxruntime and tokenizers alone, on an export."""
+    readme = (EXAMPLES.parent / "README.md").read_text(encoding="utf-8")
+    code = next(block for block in readme.split("```python\n") if block.startswith("import numpy")).split("```")[0]
+    names: dict[str, np.ndarray] = {}
+    exec(code.replace("my-onnx", str(folder)), names)
+    return names["embeddings"]
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta"])
@@ -41,9 +36,8 @@ def test_the_graph_gives_the_encoders_embeddings_without_torch(family: str, text
     found = export_onnx(model, tmp_path / "out", data=[str(text)])
     assert found.difference <= 1e-4
     assert found.sentences > 20
-    sentences = ["a man runs in the park", "the cat", "a big red dog plays the guitar on the hill"]
-    rows = embed_without_torch(tmp_path / "out", sentences)
-    assert np.allclose(rows, load_encoder(model).encode(sentences), atol=1e-4)
+    rows = embed_as_the_readme_says(tmp_path / "out")
+    assert np.allclose(rows, load_encoder(model).encode(["A sentence.", "Another sentence."]), atol=1e-4)
     assert not list((tmp_path / "out").glob("*.safetensors"))
     with pytest.raises(InputError, match="exists already"):
         export_onnx(model, tmp_path / "out")
