@@ -13,14 +13,30 @@ from simcse_train.errors import InputError
 
 @app.command("export")
 def export_command(
-    source: Annotated[Path, typer.Argument(metavar="RUN_OR_CHECKPOINT")],
+    source: Annotated[Path, typer.Argument(metavar="RUN_OR_CHECKPOINT", help="With --format onnx also an encoder.")],
     target: Annotated[Path, typer.Argument(metavar="OUT")],
     checkpoint: Annotated[str | None, typer.Option(metavar="WHICH", help="best or last. [default: best]")] = None,
+    format: Annotated[str, typer.Option(metavar="safetensors|onnx", help="Form of the weights.")] = "safetensors",
+    int8: Annotated[bool, typer.Option("--int8", help="With --format onnx: weights of eight bits.")] = False,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATH", help="With --format onnx: text to check it on. [default: the run's own]"),
+    ] = None,
 ) -> None:
     """Write the encoder of a run as a folder that sentence-transformers and transformers load."""
+    if format not in ("safetensors", "onnx"):
+        raise InputError(f"--format {format} must be safetensors or onnx.")
+    if format != "onnx" and (int8 or data):
+        raise InputError(f"{'--int8' if int8 else '--data'} is for --format onnx.")
     if checkpoint not in (None, "best", "last"):
         raise InputError(f"--checkpoint {checkpoint} must be best or last.")
     quiet()
+    if format == "onnx":
+        from simcse_train.export.onnx import describe, export_onnx
+
+        found = export_onnx(source, target, which=checkpoint, int8=int8, data=data or ())
+        typer.echo(f"Exported {source} to {target}. {describe(found)}")
+        return
     from simcse_train.export.folder import export
 
     step = export(source, target, checkpoint)

@@ -85,7 +85,7 @@ def evaluate_transfer(encoder: Encoder, data: Path, *, show_progress: bool = Fal
 
 
 def score_task(parts: Sequence[Part]) -> float:
-    """Return the accuracy x 100 of a task with one part, two (training, test) or three (training, development, test)."""
+    """Return the accuracy x 100 of a task with one, two (training, test) or three parts (the second: development)."""
     from sklearn.model_selection import GridSearchCV, PredefinedSplit, StratifiedKFold, cross_val_score
 
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=SEED)

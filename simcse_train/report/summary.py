@@ -136,11 +136,13 @@ def summarise(run: Path, *, with_sentences: bool = True) -> Summary:
 
 
 def _state(run: Path) -> State | None:
-    """Return the state of the step whose encoder a run exports, 0 for the start; None where nothing was saved."""
+    """Return the state of the step that a run exported, 0 for the start, or else of the newest; None without any."""
     for newest in reversed(checkpoints(run)):
         try:
             state = load_state(newest)
-            return state if state.best_step is None else replace(state, step=state.best_step)
+            if state.best_step is None or not (run / ENCODER).is_dir():
+                return state
+            return replace(state, step=state.best_step)
         except InputError:  # damaged, or removed by the run a moment ago
             continue
     return None

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from pathlib import Path
 
@@ -62,7 +63,9 @@ def test_other_libraries_load_an_export_with_the_same_embeddings(
 def test_the_card_says_what_was_trained_on_what_and_how_it_scored(text: Path, tiny: Path, tmp_path: Path) -> None:
     pairs = tmp_path / "pairs.tsv"
     pairs.write_text("a man\tthe man\t5\na cat\tguitar\t0\na dog\tthe dog runs\t3\n")
-    run = trained(text, tiny, tmp_path / "run", eval=str(pairs), seed=11)
+    model = shutil.copytree(tiny, tmp_path / "tiny")
+    (model / "README.md").write_text("---\nlicense: mit\n---\n# Base\n")
+    run = trained(text, model, tmp_path / "run", eval=str(pairs), seed=11)
     export(run, tmp_path / "out", "last")
     card = (tmp_path / "out" / "README.md").read_text()
     for expected in (
@@ -73,7 +76,9 @@ def test_the_card_says_what_was_trained_on_what_and_how_it_scored(text: Path, ti
         "3e-05",
         "`cls`",
         "| seed | 11 |",
-        "| 4 | ",
+        "step 4 |",
+        "Verdict: ",
+        "license: mit\n",
         "uniformity",
         "# out",
     ):

@@ -1,0 +1,232 @@
+"""Export to ONNX: a folder for `SentenceTransformer(path, backend="onnx")`, or for onnxruntime and tokenizers alone.
+
+The graph is made by torch's exporter, for any number of sentences and tokens, and checked before it is put in place:
+it must give the encoder's embeddings. Its int8 form (dynamic quantisation by onnxruntime) changes them visibly; how
+many of the nearest neighbours it keeps is measured on sentences of the user's. Needs the extra `onnx`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import AutoModel
+
+from simcse_train.data.batches import held_out_sentences
+from simcse_train.data.corpus import open_corpus
+from simcse_train.encoders.encoder import Encoder
+from simcse_train.encoders.saving import save_encoder
+from simcse_train.encoders.tokenizer import SentenceTokenizer
+from simcse_train.errors import InputError, SaveError
+from simcse_train.export.folder import PROBES, load_chosen, load_saved_encoder
+from simcse_train.runs.atomic import write_folder
+from simcse_train.runs.checkpoint import find_checkpoint
+from simcse_train.runs.folder import checkpoints
+from simcse_train.search.index import nearest
+
+GRAPH = "onnx/model.onnx"
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+TOLERANCE = 1e-4  # of each value of a normalised embedding, in float32
+NEIGHBOURS = 10
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class OnnxExport:
+    """What was checked of an export: the largest difference of a value, and of int8 the share of neighbours kept."""
+
+    difference: float
+    neighbours_kept: float | None
+    sentences: int  # on which it was checked
+
+
+def export_onnx(
+    source: Path, target: Path, *, which: str | None = None, int8: bool = False, data: Sequence[str] = ()
+) -> OnnxExport:
+    """Write the encoder of a run, a checkpoint or a folder as ONNX to the new folder `target`.
+
+    data: text on whose sentences the export is checked; without it, held-out sentences of a run's own text. int8 needs
+    them. Raises `InputError` if the packages are missing, the target is in use or there are no sentences to check int8
+    on, `SaveError` if the graph gives other embeddings than the encoder or cannot be written.
+    """
+    missing = [name for name in PACKAGES if find_spec(name) is None]
+    if missing:
+        raise InputError(
+            f"--format onnx needs {', '.join(missing)}. Install what is missing: pip install 'simcse-train[onnx]'."
+        )
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise InputError(f"{target} exists already. Choose a new folder for the export, or remove it first.")
+    encoder, sentences = _load(source, which, data)
+    if int8 and len(sentences) < 2 * NEIGHBOURS:
+        raise InputError(
+            f"--int8 changes the embeddings, so it is checked on at least {2 * NEIGHBOURS} sentences, and there are "
+            f"{len(sentences)}. Name a text with --data."
+        )
+    checked = [*PROBES, *sentences]
+    expected = encoder.encode(checked)
+    found: list[OnnxExport] = []
+
+    def write(folder: Path) -> None:
+        save_encoder(encoder, folder)
+        (folder / GRAPH).parent.mkdir()
+        _write_graph(folder, folder / GRAPH)
+        for weights in folder.glob("*.safetensors"):
+            weights.unlink()
+        rows = embed_with_onnxruntime(folder / GRAPH, encoder.tokenizer, encoder.pooling, encoder.max_length, checked)
+        difference = float(np.abs(rows - expected).max())
+        if difference > TOLERANCE:
+            raise SaveError(f"its embeddings differ from the encoder's by up to {difference:.2g}; please report this")
+        kept = None
+        if int8:
+            _quantise(folder / GRAPH)
+            rows = embed_with_onnxruntime(
+                folder / GRAPH, encoder.tokenizer, encoder.pooling, encoder.max_length, checked
+            )
+            difference = float(np.abs(rows - expected).max())
+            kept = _neighbours_kept(expected, rows)
+        found.append(OnnxExport(difference, kept, len(checked)))
+        (folder / "README.md").write_text(_card(encoder, target.name, found[0]), encoding="utf-8")
+
+    write_folder(target, write)
+    return found[0]
+
+
+def describe(export: OnnxExport) -> str:
+    """Return what was checked of an export in a sentence."""
+    if export.neighbours_kept is None:
+        return (
+            f"Its embeddings of {export.sentences:,} sentences differ from the encoder's by at most "
+            f"{export.difference:.1e} in any value."
+        )
+    return (
+        f"Its weights are int8: of the {NEIGHBOURS} nearest neighbours of {export.sentences:,} sentences it keeps "
+        f"{100 * export.neighbours_kept:.1f} %."
+    )
+
+
+def embed_with_onnxruntime(
+    graph: Path, tokenizer: SentenceTokenizer, pooling: str, max_length: int, sentences: Sequence[str]
+) -> NDArray[np.float32]:
+    """Return the normalised embeddings (sentences, hidden) that onnxruntime computes with a graph on the CPU."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
+    found = []
+    for start in range(0, len(sentences), BATCH):
+        rows = tokenizer.tokenize(sentences[start : start + BATCH], max_length)
+        ids = np.full((len(rows), max(map(len, rows))), tokenizer.padding_id, dtype=np.int64)
+        mask = np.zeros_like(ids)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)], mask[i, : len(row)] = row, 1
+        states = session.run(None, {"input_ids": ids, "attention_mask": mask})[0]  # (sentences, tokens, hidden)
+        weights = mask[..., None] if pooling == "mean" else np.eye(1, ids.shape[1], dtype=np.int64).T[None]
+        pooled = (states * weights).sum(1) / weights.sum(1)
+        found.append(pooled / np.linalg.norm(pooled, axis=1, keepdims=True))
+    rows_found: NDArray[np.float32] = np.concatenate(found).astype(np.float32)
+    return rows_found
+
+
+def _load(source: Path, which: str | None, data: Sequence[str]) -> tuple[Encoder, list[str]]:
+    """Return the encoder to export and the sentences to check it on."""
+    if not checkpoints(source):
+        encoder = load_saved_encoder(str(source))
+        return encoder, _sentences(encoder, data, None) if data else []
+    state, encoder = load_chosen(source, find_checkpoint(source)[0], which)
+    config = state.config()
+    encoder.head = None
+    try:
+        return encoder, _sentences(encoder, data or config.data, None if data else config.text_column)
+    except InputError:
+        if data:
+            raise
+        return encoder, []  # the run's text is gone; whether it is needed is for the caller to say
+
+
+def _sentences(encoder: Encoder, data: Sequence[str], text_column: str | None) -> list[str]:
+    corpus = open_corpus(data, text_column, encoder.tokenizer, encoder.max_length)
+    numbers = held_out_sentences(len(corpus))
+    return corpus.texts(numbers if len(numbers) >= 2 * NEIGHBOURS else np.arange(min(len(corpus), 2000)))
+
+
+class _States(nn.Module):
+    """The part of an encoder that becomes the graph: token ids and mask to the states of the last layer."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        states: Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        return states
+
+
+def _write_graph(folder: Path, graph: Path) -> None:
+    """Write the graph of the encoder in a folder; the number of sentences and of tokens stay open."""
+    # Loaded again with an attention that exporters know, not the packed one.
+    model = AutoModel.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
+    ids = torch.ones(2, 7, dtype=torch.long)
+    mask = torch.ones(2, 7, dtype=torch.long)
+    mask[1, 4:] = 0
+    names = ("input_ids", "attention_mask")
+    dynamic = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    with warnings.catch_warnings(), torch.inference_mode(mode=False), torch.no_grad():
+        warnings.simplefilter("ignore")  # of the exporter, about its own parts
+        torch.onnx.export(
+            _States(model),
+            (ids, mask),
+            str(graph),
+            input_names=list(names),
+            output_names=["last_hidden_state"],
+            dynamic_shapes=dict.fromkeys(names, dynamic),
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+
+
+def _quantise(graph: Path) -> None:
+    """Replace a graph by its int8 form."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    small = graph.with_name("int8.onnx")
+    quantize_dynamic(graph, small, weight_type=QuantType.QInt8, per_channel=True)
+    small.replace(graph)
+
+
+def _neighbours_kept(before: NDArray[np.float32], after: NDArray[np.float32]) -> float:
+    """Return the mean share of each row's nearest rows that are the same in both spaces (rows, hidden)."""
+    own = torch.arange(len(before))
+    places = [nearest(rows, rows, NEIGHBOURS, exclude=own)[1] for rows in map(torch.from_numpy, (before, after))]
+    return float((places[0][:, :, None] == places[1][:, None, :]).any(2).float().mean())
+
+
+def _card(encoder: Encoder, name: str, export: OnnxExport) -> str:
+    return CARD.format(name=name, pooling=encoder.pooling, checked=describe(export), graph=GRAPH)
+
+
+CARD = """---
+library_name: sentence-transformers
+pipeline_tag: sentence-similarity
+tags: [sentence-transformers, simcse, onnx]
+---
+
+# {name}
+
+A sentence encoder as an ONNX graph (`{graph}`), exported by simcse-train. {checked}
+
+```python
+from sentence_transformers import SentenceTransformer
+
+SentenceTransformer("path/to/this/folder", backend="onnx").encode(["A sentence."])
+```
+
+The graph takes `input_ids` and `attention_mask` and gives `last_hidden_state`; embeddings are pooled with `{pooling}`
+and compared by cosine.
+"""

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from simcse_train.encoders.loading import load_encoder
+from simcse_train.errors import InputError, SaveError
+from simcse_train.export import onnx
+from simcse_train.export.onnx import export_onnx
+from tests.conftest import EXAMPLES
+from tests.encoders.families import make_family
+
+for package in onnx.PACKAGES:
+    pytest.importorskip(package, reason=f"{package} is not installed")
+pytestmark = pytest.mark.filterwarnings("ignore")  # of the exporter's own parts
+
+
+def embed_as_the_readme_says(folder: Path) -> np.ndarray:
+    """Run the README's example, onnxruntime and tokenizers alone, on an export."""
+    readme = (EXAMPLES.parent / "README.md").read_text(encoding="utf-8")
+    code = next(block for block in readme.split("```python\n") if block.startswith("import numpy")).split("```")[0]
+    names: dict[str, np.ndarray] = {}
+    exec(code.replace("my-onnx", str(folder)), names)
+    return names["embeddings"]
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_the_graph_gives_the_encoders_embeddings_without_torch(family: str, text: Path, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    model = make_family(family, tmp_path / "model")
+    (model / "1_Pooling").mkdir()
+    (model / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_mean_tokens": True}))
+    found = export_onnx(model, tmp_path / "out", data=[str(text)])
+    assert found.difference <= 1e-4
+    assert found.sentences > 20
+    rows = embed_as_the_readme_says(tmp_path / "out")
+    assert np.allclose(rows, load_encoder(model).encode(["A sentence.", "Another sentence."]), atol=1e-4)
+    assert not list((tmp_path / "out").glob("*.safetensors"))
+    with pytest.raises(InputError, match="exists already"):
+        export_onnx(model, tmp_path / "out")
+
+
+def test_int8_is_smaller_and_says_what_it_keeps(minilm: Path, text: Path, tmp_path: Path) -> None:
+    found = export_onnx(minilm, tmp_path / "int8", int8=True, data=[str(text)])
+    weights = (minilm / "model.safetensors").stat().st_size
+    assert (tmp_path / "int8" / "onnx" / "model.onnx").stat().st_size < weights / 2
+    assert found.neighbours_kept is not None
+    assert 0.7 < found.neighbours_kept < 1
+    assert f"keeps {100 * found.neighbours_kept:.1f} %" in (tmp_path / "int8" / "README.md").read_text()
+    with pytest.raises(InputError, match="Name a text with --data"):
+        export_onnx(minilm, tmp_path / "unchecked", int8=True)
+
+
+def test_a_graph_that_differs_is_not_put_in_place(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    off = load_encoder(tiny).encode(onnx.PROBES) + np.float32(1e-3)
+    monkeypatch.setattr(onnx, "_write_graph", lambda *_: None)
+    monkeypatch.setattr(onnx, "embed_with_onnxruntime", lambda *_: off)
+    with pytest.raises(SaveError, match="differ from the encoder's"):
+        export_onnx(tiny, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_packages_are_named(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx, "find_spec", lambda name: None if name == "onnxscript" else True)
+    with pytest.raises(InputError, match="needs onnxscript. Install"):
+        export_onnx(tiny, tmp_path / "out")
