@@ -37,7 +37,7 @@ def batch_of_four(model: str) -> None:
     cosines = views @ views.T
     print("| anchor | a | a' | b | b' | label |\n|---|---|---|---|---|---|")
     for name, row, label in zip(("a", "a'", "b", "b'"), cosines.tolist(), (1, 0, 3, 2), strict=True):
-        shown = ["masked" if i == "a a' b b'".split().index(name) else f"{x:.2f}" for i, x in enumerate(row)]
+        shown = ["masked" if i == ["a", "a'", "b", "b'"].index(name) else f"{x:.2f}" for i, x in enumerate(row)]
         print(f"| {name} | {' | '.join(shown)} | {label} |")
     known = Rows(2, torch.tensor([0, 0, 1, 1]))
     print("\n| temperature | NT-Xent | InfoNCE | InfoNCE by its formula |\n|---|---|---|---|")

@@ -128,7 +128,7 @@ try:\n    main()\nfinally:\n    print(sorted({'torch', 'transformers', 'numpy'} 
 def test_every_setting_has_an_option_and_every_option_a_help() -> None:
     import typer
 
-    from simcse_train.cli import app
+    from simcse_train.cli.app import app
     from simcse_train.config import TrainConfig, option
 
     parameters = {o: p for p in typer.main.get_command(app).params for o in p.opts}

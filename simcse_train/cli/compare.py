@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -55,7 +56,7 @@ def compare_command(
     from simcse_train.evaluation.labels import read_labelled
     from simcse_train.export.folder import load_saved_encoder
 
-    decide = _ask_person
+    decide: Callable[[blind.Question], blind.Choice | None] = _ask_person
     if judge is not None:
         decide = (
             blind.labels_as_judge(*read_labelled(judge, label_column, judge_text_column))

@@ -113,7 +113,7 @@ class Comparison:
 def choice_of(question: Question, side: Side) -> Choice:
     """Return which encoder a choice of a side means."""
     if side in ("both", "neither"):
-        return side  # type: ignore[return-value]  # the two names that both have
+        return side  # the two names that both have
     return "new" if (side == "left") == question.new_left else "old"
 
 

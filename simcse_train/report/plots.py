@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import matplotlib
 import numpy as np
@@ -45,7 +45,7 @@ SIZE = (5.0, 2.8)  # inches; the page scales them
 
 def curves(summaries: Sequence[Summary], measure: str) -> str:
     """Return a measure of one or more runs over the steps."""
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(cast(Any, STYLE)):
         figure, axes = _figure()
         for summary, colour in zip(summaries, _colours(len(summaries)), strict=True):
             steps, values = summary.curve(measure)
@@ -59,7 +59,7 @@ def plane(summaries: Sequence[Summary]) -> str:
 
     Both are better lower (Wang & Isola 2020, figure 1; Gao, Yao & Chen 2021, figure 3).
     """
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(cast(Any, STYLE)):
         figure, axes = _figure()
         for summary, colour in zip(summaries, _colours(len(summaries)), strict=True):
             points = [
@@ -80,7 +80,7 @@ def plane(summaries: Sequence[Summary]) -> str:
 
 def distributions(before: Cosines, after: Cosines, kind: str) -> str:
     """Return the distributions of one kind of cosines before and after training."""
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(cast(Any, STYLE)):
         figure, axes = _figure()
         values = [getattr(cosines, kind) for cosines in (before, after)]
         low, high = min(map(np.min, values)), max(map(np.max, values))

@@ -111,7 +111,8 @@ def summarise(run: Path, *, with_sentences: bool = True) -> Summary:
     step = state.step if state else 0
     measured = {line["step"]: line for line in lines if "uniformity" in line}
     before, after = (only_measures(measured.get(which, {})) for which in (0, step))
-    counts, held_out, cosines, examples, missing = None, 0, None, [], None
+    counts, held_out, cosines, missing = None, 0, None, None
+    examples: list[Example] = []
     if with_sentences and config.data:
         try:
             counts, held_out, cosines, examples = _look(run, config, state)

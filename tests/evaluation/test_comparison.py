@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -96,7 +98,7 @@ def test_answers_are_on_disk_at_once_and_continued(comparison: Comparison, tmp_p
         read_answers(tmp_path / "other.jsonl", "x")
 
 
-def answers_of(choices: list[Choice]) -> list[Answer]:
+def answers_of(choices: Sequence[Any]) -> list[Answer]:
     return [Answer(f"q{i}", "o", "n", choice) for i, choice in enumerate(choices)]
 
 

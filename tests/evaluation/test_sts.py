@@ -158,7 +158,7 @@ def test_the_score_of_a_year_is_over_all_its_subsets_together(tiny: Path, tmp_pa
         (folder / f"STS.gs.{name}.txt").write_text("".join(f"{score}\n" for *_, score in pairs))
     encoder = load_encoder(tiny)
     everything = [pair for pairs in subsets.values() for pair in pairs]
-    first, second = (encoder.encode([pair[side] for pair in everything]) for side in (0, 1))
+    first, second = (encoder.encode([str(pair[side]) for pair in everything]) for side in (0, 1))
     cosines = (first * second).sum(1)
     expected = spearman(cosines, np.array([score for *_, score in everything]))
     (row,) = [row for row in evaluate(encoder, tmp_path) if row.name == "STS13"]

@@ -9,6 +9,7 @@ import pytest
 from simcse_train.encoders.loading import load_encoder
 from simcse_train.errors import InputError, SaveError
 from simcse_train.export import onnx
+from simcse_train.export.folder import PROBES
 from simcse_train.export.onnx import export_onnx
 from tests.conftest import EXAMPLES
 from tests.encoders.families import make_family
@@ -55,7 +56,7 @@ def test_int8_is_smaller_and_says_what_it_keeps(minilm: Path, text: Path, tmp_pa
 
 
 def test_a_graph_that_differs_is_not_put_in_place(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    off = load_encoder(tiny).encode(onnx.PROBES) + np.float32(1e-3)
+    off = load_encoder(tiny).encode(PROBES) + np.float32(1e-3)
     monkeypatch.setattr(onnx, "_write_graph", lambda *_: None)
     monkeypatch.setattr(onnx, "embed_with_onnxruntime", lambda *_: off)
     with pytest.raises(SaveError, match="differ from the encoder's"):

@@ -99,4 +99,4 @@ def test_a_damaged_best_checkpoint_is_not_exported(text: Path, tiny: Path, tmp_p
     (best / "encoder" / "config.json").write_text("{}")
     with pytest.raises(InputError, match=f"The best checkpoint {best} can't be used.*--checkpoint last"):
         export(trained.folder, tmp_path / "out")
-    assert export(trained.folder, tmp_path / "out", "last") == checkpoints(trained.folder)[-1]
+    assert export(trained.folder, tmp_path / "out", "last") == 4

@@ -10,13 +10,14 @@ import accelerate.tracking
 import pytest
 
 from simcse_train import TrainConfig, resume, train
+from simcse_train.config import make_config
 from simcse_train.runs import trackers
 from simcse_train.runs.metrics import read_metrics
 
 
 def settings(model: Path, text: Path, output: Path, **changes: Any) -> TrainConfig:
-    return TrainConfig(
-        **{
+    return make_config(
+        {
             "data": [str(text)],
             "model": str(model),
             "output": str(output),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,7 +16,7 @@ from simcse_train.search.encode import encode_file
 SENTENCES = ["a man runs", "", "the cat plays", "a dog", "the red hill"]
 
 
-def read(path: Path) -> np.ndarray:
+def read(path: Path) -> Any:
     if path.suffix == ".npy":
         return np.load(path)
     if path.suffix == ".safetensors":

@@ -124,7 +124,7 @@ def test_the_program_trains_to_the_bits_of_a_plain_loop(
         def pooled(rows: list[list[int]]) -> Tensor:
             ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True)  # (rows, longest)
             mask = (torch.arange(ids.shape[1]) < torch.tensor([[len(row)] for row in rows])).long()
-            states = bert(input_ids=ids, attention_mask=mask).last_hidden_state  # (rows, longest, hidden)
+            states: Tensor = bert(input_ids=ids, attention_mask=mask).last_hidden_state  # (rows, longest, hidden)
             if pooling == "cls":
                 return states[:, 0]
             return torch.stack([state[: len(row)].mean(0) for state, row in zip(states, rows, strict=True)])
@@ -133,7 +133,7 @@ def test_the_program_trains_to_the_bits_of_a_plain_loop(
     if pooling == "cls":
         layer, module = with_head(model, 32, spread=0.3)
 
-        def embed(rows: list[list[int]]) -> Tensor:  # type: ignore[no-redef]
+        def embed(rows: list[list[int]]) -> Tensor:
             return torch.tanh(layer(pooled(rows)))
 
     keep_embedding_gradient(model)  # sums a word's gradients in another order, which changes their bits
