@@ -1,10 +1,11 @@
-"""What 200 labelled pairs are worth: train with `--pairs` on pairs of questions of one intent, measure on other questions.
+"""What 200 labelled pairs are worth: train with `--pairs` on pairs of one intent, measure on other questions.
 
     python scripts/measure_pairs.py --domains ../shared/data/domains --model ENCODER
 
-Reads DOMAIN-train.tsv.gz and DOMAIN-test.tsv.gz (a label, a tab, a sentence). For each seed it draws the pairs from the
-training part, trains, and prints two measures of the test part before and after: how often the nearest other sentence has
-the same label, and the share of the ten nearest that has it (both in per cent).
+Reads DOMAIN-train.tsv.gz and DOMAIN-test.tsv.gz (a label, a tab, a sentence). For each seed it draws the pairs from
+the training part, trains, and prints two measures of the test part before and after: how often the nearest other
+sentence
+has the same label, and the share of the ten nearest that has it (both in per cent).
 """
 
 from __future__ import annotations
@@ -78,10 +79,8 @@ def main() -> None:
             given = dict(entry.split("=", 1) for entry in arguments.set)
             after = measure(train(make_config({**settings, **given})).encoder, *test_part)
         gains.append([after[0] - before[0], after[1] - before[1]])
-        print(
-            f"seed {seed}        nearest {after[0]:.2f} ({gains[-1][0]:+.2f})  precision@10 {after[1]:.2f} ({gains[-1][1]:+.2f})",
-            flush=True,
-        )
+        line = f"nearest {after[0]:.2f} ({gains[-1][0]:+.2f})  precision@10 {after[1]:.2f} ({gains[-1][1]:+.2f})"
+        print(f"seed {seed}        {line}", flush=True)
     nearest_gain, precision_gain = np.mean(gains, axis=0)
     print(f"mean gain     nearest {nearest_gain:+.2f}  precision@10 {precision_gain:+.2f}")
 

@@ -179,8 +179,8 @@ class TrainConfig(BaseModel):
             objectives = _extra(field)["of"]
             if objectives and getattr(self, name) is not None and self.objective not in objectives:
                 raise ValueError(
-                    f"{option(name)} {getattr(self, name)} is for --objective {' or '.join(objectives)}, and the objective "
-                    f"is {self.objective}. Leave it out, or choose such an objective."
+                    f"{option(name)} {getattr(self, name)} is for --objective {' or '.join(objectives)}, and the "
+                    f"objective is {self.objective}. Leave it out, or choose such an objective."
                 )
         if self.objective == "neighbours" and self.neighbours == 0:
             raise ValueError("--neighbours 0: --objective neighbours needs at least 1.")

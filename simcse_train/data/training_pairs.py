@@ -68,8 +68,8 @@ def read_training_pairs(path: Path) -> Iterator[tuple[str, ...]]:
             record = tuple(field.strip() for field in [*fields, "", "", ""][:3])
             if not record[0] or not record[1]:
                 raise InputError(
-                    f"--pairs {path}, line {number} does not hold an anchor and a positive. Each line needs both; a hard "
-                    "negative may follow."
+                    f"--pairs {path}, line {number} does not hold an anchor and a positive. Each line needs both; a "
+                    "hard negative may follow."
                 )
             yield record if record[2] else record[:2]
 

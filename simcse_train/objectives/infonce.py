@@ -22,7 +22,7 @@ class InfoNCE(Stateless):
     temperature: float
 
     def loss(self, embeddings: Tensor, rows: Rows) -> Tensor:
-        """Return the mean loss of N anchors; embeddings: (N * V, hidden), `[a, a', b, ...]` or `[a, a+, a-, b, ...]`."""
+        """Return the mean loss of N anchors; embeddings: (N * V, hidden), `[a, a', ...]` or `[a, a+, a-, ...]`."""
         views = normalized(embeddings)
         places = torch.arange(len(views), device=views.device)
         candidates = torch.cat([places[view :: rows.views] for view in range(1, rows.views)])  # (N * (V - 1),)

@@ -57,7 +57,7 @@ class Objective(Protocol):
 
 
 class Stateless:
-    """The part of `Objective` that all objectives without memory share; those that need more than texts override `needs`."""
+    """What objectives without memory share; one that needs more than the texts overrides `needs`."""
 
     @property
     def needs(self) -> frozenset[Need]:

@@ -15,7 +15,9 @@ from simcse_train.config import TrainConfig, objective_setting
 from simcse_train.data.batches import Batch, Batches
 from simcse_train.encoders.encoder import Encoder
 from simcse_train.encoders.packing import pack
+from simcse_train.errors import InputError
 from simcse_train.objectives.objective import Objective, Rows
+from simcse_train.runs.folder import START
 from simcse_train.runs.start import load_start
 from simcse_train.search.bank import Bank
 from simcse_train.search.embeddings import Autocast, cached_array, cached_embeddings, encoder_fingerprint
@@ -51,6 +53,11 @@ class Teachers:
             self.momentum.eval()
         if not needs_start(config, objective):
             return
+        if not (run / START).exists():  # the model's own files may have changed since, and nobody would see it
+            raise InputError(
+                f"{run / START}, the encoder that the run started from, is gone, and --objective {config.objective} "
+                "needs it. Restore that folder, or start a new run."
+            )
         start = load_start(run, config).to(encoder.device)
         named = f"{text} {config.max_length}"
         if "members" in self.needs:

@@ -93,6 +93,9 @@ def test_only_a_run_that_needs_its_start_keeps_a_copy_of_it(few: Path, tiny: Pat
     (run / "start" / "config.json").write_text("{}")
     with pytest.raises(InputError, match=r"start, the encoder that the run started from.*config.json is damaged"):
         resume(run, {"max_steps": 4})
+    shutil.rmtree(run / "start")
+    with pytest.raises(InputError, match=r"start, the encoder that the run started from, is gone"):
+        resume(run, {"max_steps": 4})
 
 
 def test_a_run_that_fails_before_it_begins_leaves_no_folder(few: Path, tiny: Path, tmp_path: Path) -> None:
