@@ -67,6 +67,16 @@ def neighbours_kept(before: Tensor, after: Tensor) -> float:
     return float((before[:, :, None] == after[:, None, :]).any(dim=2).float().mean())
 
 
+def neighbour_contrast(embeddings: Tensor, nearest: Tensor) -> float:
+    """Return how much closer each row is to given rows than to all others, as a difference of mean cosines.
+
+    embeddings: (rows, hidden), normalised; nearest: (rows, k), for example the `nearest_rows` of another space.
+    """
+    cosines = embeddings @ embeddings.T
+    others = (cosines.sum() - cosines.diagonal().sum()) / (len(cosines) * (len(cosines) - 1))
+    return float(cosines.gather(1, nearest).mean() - others)
+
+
 def cluster_agreement(embeddings: Tensor) -> float:
     """Return how well k-means runs from different starts agree, as mean adjusted Rand index (1 the same, 0 chance).
 
@@ -77,27 +87,3 @@ def cluster_agreement(embeddings: Tensor) -> float:
     points = embeddings.float().cpu().numpy()
     runs = [KMeans(clusters, n_init=1, max_iter=50, random_state=seed).fit_predict(points) for seed in range(RUNS)]
     return float(np.mean([adjusted_rand_score(first, second) for first, second in combinations(runs, 2)]))
-
-
-def corrupt(rows: Sequence[Sequence[int]], special: tuple[int, int], seed: int = 0) -> list[list[int]]:
-    """Return copies of tokenised sentences with a third of their words' tokens removed, at least one kept.
-
-    special: how many tokens before and after the words are special tokens, which stay.
-    """
-    opening, closing = special
-    generator = np.random.default_rng(seed)
-    copies = []
-    for row in rows:
-        words = list(row[opening : len(row) - closing])
-        keep = generator.random(len(words)) > 1 / 3
-        if not keep.any():
-            keep[0] = True
-        kept = [token for token, stays in zip(words, keep, strict=True) if stays]
-        copies.append([*row[:opening], *kept, *row[len(row) - closing :]])
-    return copies
-
-
-def retrieval(embeddings: Tensor, copies: Tensor) -> float:
-    """Return the share of rows whose corrupted copy is nearest to them of all rows; both (rows, hidden), normalised."""
-    nearest = (copies @ embeddings.T).argmax(dim=1)
-    return float((nearest == torch.arange(len(copies), device=nearest.device)).float().mean())

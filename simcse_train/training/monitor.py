@@ -17,11 +17,10 @@ from simcse_train.encoders.encoder import Encoder
 from simcse_train.evaluation.geometry import (
     alignment,
     cluster_agreement,
-    corrupt,
     embed_views,
     nearest_rows,
+    neighbour_contrast,
     neighbours_kept,
-    retrieval,
     uniformity,
 )
 from simcse_train.evaluation.sts import similarity_score
@@ -57,8 +56,6 @@ class Monitor:
     ) -> None:
         self.run, self.config, self.encoder, self.pairs, self.total = run, config, encoder, pairs, total
         self.measured = measured  # token ids of the sentences that are measured
-        tokenizer = encoder.tokenizer
-        self._corrupted = corrupt(measured, (tokenizer.opening, tokenizer.closing))
         self.best: Best | None = None
         self.without_improvement = 0  # evaluations in a row
         self._before: dict[str, Any] = {}  # what was measured at step 0
@@ -103,10 +100,10 @@ class Monitor:
             "alignment": alignment(*embed_views(self.encoder, self.measured)),
             "uniformity": uniformity(embeddings),
             "cluster_agreement": cluster_agreement(embeddings),
-            "retrieval": retrieval(embeddings, embed_rows(self.encoder, self._corrupted)),
         }
         if self._nearest is not None:
             record["neighbours_kept"] = neighbours_kept(self._nearest, nearest)
+            record["neighbour_contrast"] = neighbour_contrast(embeddings, self._nearest)
         if self.pairs is not None:
             record["score"] = similarity_score(self.encoder, self.pairs)
         if step == 0:
