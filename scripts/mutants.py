@@ -29,7 +29,9 @@ ROOT = Path(__file__).parent.parent
 COPIED = ("simcse_train", "tests", "scripts", "examples", "configs", "pyproject.toml")
 # Imported once, before the processes that run the tests are forked: importing takes longer than most of the tests.
 HEAVY = ("accelerate", "datasets", "hypothesis", "pytest", "scipy.stats", "torch", "transformers")
+OPTIONS = ("-x", "-q", "-p", "no:cacheprovider", "-m", "not slow", "-W", "ignore::pytest.PytestAssertRewriteWarning")
 LIMIT_S = 900  # a fault that makes a test hang is noticed too
+LOG = "pytest.log"  # what the last run of tests printed, in the copy of the tree
 PASSED, FAILED = 0, 1  # pytest's exit statuses; others say that the tests could not be run
 
 
@@ -88,10 +90,10 @@ def _pytest(root: Path, tests: list[str]) -> None:
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
     for name in [name for name in sys.modules if name.split(".")[0] in ("simcse_train", "tests", "scripts")]:
         del sys.modules[name]
-    screen = os.open(os.devnull if not os.environ.get("MUTANTS_VERBOSE") else "/dev/stderr", os.O_WRONLY)
-    os.dup2(screen, 1)
-    os.dup2(screen, 2)
-    os._exit(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow", *tests])))
+    log = os.open(root / LOG, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os._exit(int(pytest.main([*OPTIONS, *tests])))
 
 
 def survives(root: Path, mutant: Mutant) -> bool:
@@ -128,9 +130,9 @@ def hunt(root: Path, mutants: Sequence[Mutant]) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
         copy_tree(root, copy)
-        tests = sorted({test for mutant in mutants for test in mutant.tests})
-        if run_tests(copy, tests) != PASSED:
-            return [f"The tests do not pass without a fault: {' '.join(tests)}"]
+        if run_tests(copy, _without_repetition(mutants)) != PASSED:
+            lines = (copy / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
+            return [f"The tests do not pass without a fault: {line}" for line in lines[-20:]]
         for number, mutant in enumerate(mutants, start=1):
             try:
                 result = "SURVIVES" if survives(copy, mutant) else "noticed"
@@ -142,6 +144,14 @@ def hunt(root: Path, mutants: Sequence[Mutant]) -> list[str]:
     return problems
 
 
+def _without_repetition(mutants: Sequence[Mutant]) -> list[str]:
+    """Return the tests of all faults, each once: not those of a file or folder that is named itself."""
+    named = {test for mutant in mutants for test in mutant.tests}
+    return sorted(
+        test for test in named if not any(test.startswith((f"{other}::", f"{other}/")) for other in named - {test})
+    )
+
+
 def main(word: Annotated[str, typer.Argument(help="Try only faults that contain this word.")] = "") -> None:
     """Try the faults and exit with status 1 if any survives."""
     mutants = [m for m in read_mutants() if word in f"{m.fault} {m.file} {' '.join(m.tests)}"]
@@ -151,9 +161,9 @@ def main(word: Annotated[str, typer.Argument(help="Try only faults that contain 
     for module in HEAVY:
         importlib.import_module(module)
     problems = hunt(ROOT, mutants)
-    typer.echo(f"{len(mutants)} faults, {len(mutants) - len(problems)} noticed." if problems else "All are noticed.")
+    typer.echo(f"{len(mutants)} faults. " + ("All are noticed." if not problems else "Not noticed or not tried:"))
     for problem in problems:
-        typer.echo(f"Not noticed: {problem}")
+        typer.echo(problem)
     raise typer.Exit(bool(problems))
 
 

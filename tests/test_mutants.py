@@ -46,5 +46,5 @@ def test_a_fault_that_no_test_notices_is_reported_and_one_that_is_noticed_is_not
     ]
     assert "a + b" in (tmp_path / "simcse_train" / "sums.py").read_text()  # the copy was changed, not the tree
     (tmp_path / "tests" / "test_sums.py").write_text("def test_wrong():\n    assert False\n")
-    assert hunt(tmp_path, [noticed]) == ["The tests do not pass without a fault: tests/test_sums.py"]
+    assert "FAILED tests/test_sums.py::test_wrong" in " ".join(hunt(tmp_path, [noticed]))
     capfd.readouterr()

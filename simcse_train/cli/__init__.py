@@ -27,6 +27,15 @@ from simcse_train.version import __version__
 
 DONE, FAILED, WRONG_INPUT, SIGNALLED = 0, 1, 2, 128
 
+# Read by the libraries when they are first used; what the user has set stays.
+ENVIRONMENT = {
+    "TOKENIZERS_PARALLELISM": "true",
+    # On a CPU torch keeps a compiled matrix product for each shape, 1,024 in each of two caches. Every packed batch has
+    # new shapes, so both fill with products that are never used again: some 2 GiB within 1,000 steps.
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
+    "LRU_CACHE_CAPACITY": "64",
+}
+
 
 def train_command(
     context: typer.Context,
@@ -128,7 +137,8 @@ class _Screen(logging.Handler):
 
 def main() -> NoReturn:
     """Run the command line and exit with the status that the README lists."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     logger = logging.getLogger("simcse_train")
     logger.setLevel(logging.INFO)
     logger.handlers = [_Screen()]
