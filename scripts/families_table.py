@@ -39,9 +39,9 @@ def main() -> None:
     warnings.simplefilter("ignore")
     print(f"""# Encoder families
 
-Made by `scripts/families_table.py` with transformers {transformers.__version__}. `tests/encoders/test_matrix.py` holds for every
-family that is used: its states are those of `AutoModel` on padded batches of 8, 70 and 600 tokens, steps in each precision
-lower the loss, and what is saved gives the same embeddings in sentence-transformers.
+Made by `scripts/families_table.py` with transformers {transformers.__version__}. `tests/encoders/test_matrix.py` holds
+for every family that is used: its states are those of `AutoModel` on padded batches of 8, 70 and 600 tokens, steps in
+each precision lower the loss, and what is saved gives the same embeddings in sentence-transformers.
 
 - packed: no padding is computed.
 - padded: rows of like length share a padded batch, in up to four groups.

@@ -2,10 +2,11 @@
 
     python scripts/fuzz_models.py --cases 2000
 
-Each case copies a small sentence-transformers folder, changes one or two things in it (a file removed, emptied, cut, replaced
-by another file or by noise; a setting of a JSON file removed or changed) and loads it. Right is: `InputError` in one paragraph,
-or embeddings that sentence-transformers gives for the same damaged folder, or, where that library cannot load it, those of the
-folder before. The script prints each fault with the seed that repeats it and exits with 1 if there was one.
+Each case copies a small sentence-transformers folder, changes one or two things in it (a file removed, emptied, cut,
+replaced by another file or by noise; a setting of a JSON file removed or changed) and loads it. Right is: `InputError`
+in one paragraph, or embeddings that sentence-transformers gives for the same damaged folder, or, where that library
+cannot load it, those of the folder before. The script prints each fault with the seed that repeats it and exits with 1
+if there was one.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from simcse_train.errors import InputError
 
 SENTENCES = ["a man plays the guitar.", "the big red Dog runs in the park on the blue hill!", "cat"]
 VALUES: tuple[Any, ...] = (
-    None, 0, 1, -1, 3, 7, 512, 10**6, 10**12, 0.5, -0.5, 1e30, "", "x", "bert", "gelu", "relu", True, False, [], [1, 2], {}, {"a": 1},
+    None, 0, 1, -1, 3, 7, 512, 10**6, 10**12, 0.5, -0.5, 1e30, "", "x", "bert", "gelu", "relu",
+    True, False, [], [1, 2], {}, {"a": 1},
 )  # fmt: skip
 
 
@@ -132,7 +134,7 @@ def judge(folder: Path, before: NDArray[np.float32]) -> str:
 
 
 def run(cases: int, seed: int, make: Callable[[str, Path], Path]) -> list[str]:
-    """Try `cases` damaged folders and return the faults; `make` saves a good sentence-transformers folder of a family."""
+    """Try `cases` damaged folders and return the faults; `make` saves a good folder of a family."""
     faults = []
     with tempfile.TemporaryDirectory() as work:
         good = {family: make(family, Path(work) / family) for family in ("bert", "roberta")}

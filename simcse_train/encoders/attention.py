@@ -1,8 +1,8 @@
 """Attention over packed batches, which keeps sentences apart.
 
-Everything in a transformer except attention works on single tokens and needs no change. The attention is registered with
-`transformers.AttentionInterface`, so the model's own code stays as it is. What a model asks of its attention is either
-understood here or raises, so that the model is given padded batches instead.
+Everything in a transformer except attention works on single tokens and needs no change. The attention is registered
+with `transformers.AttentionInterface`, so the model's own code stays as it is. What a model asks of its attention is
+either understood here or raises, so that the model is given padded batches instead.
 
 Where only the first token of each sentence is needed (`[CLS]`), the last layer gets those tokens alone. Its attention
 still needs the keys and values of all tokens, and computes them from the states that the layer would have received.
@@ -42,10 +42,10 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """Attend within each sentence of a packed row.
 
-    query: (1, heads, total, head size); key, value: the same, or with fewer heads, each shared by a group of the query's.
-    Returns (1, total, heads, head size). In a layer that computes first tokens alone, the query and the result have `rows`
-    instead of `total`. `transformers.AttentionInterface` sets the signature. Raises `TypeError` for an argument whose
-    meaning is not known.
+    query: (1, heads, total, head size); key, value: the same, or with fewer heads, each shared by a group of the
+    query's. Returns (1, total, heads, head size). In a layer that computes first tokens alone, the query and the result
+    have `rows` instead of `total`. `transformers.AttentionInterface` sets the signature. Raises `TypeError` for an
+    argument whose meaning is not known.
     """
     unknown = sorted(name for name, given in others.items() if given is not None and name not in HARMLESS)
     if unknown or attention_mask is not None:
@@ -77,7 +77,7 @@ def _pad(states: Tensor, packing: Packing) -> Tensor:
 
 
 def _shared(states: Tensor, heads: int) -> Tensor:
-    """Return states (rows, groups, longest, size) repeated for the heads that share them, (rows, heads, longest, size)."""
+    """Return states (rows, groups, longest, size) repeated for the heads that share them (rows, heads, ...)."""
     return states if states.shape[1] == heads else states.repeat_interleave(heads // states.shape[1], dim=1)
 
 
@@ -112,7 +112,7 @@ def _gather(states: Tensor, index: Tensor, inverse: Tensor, real: Tensor | None)
 
 
 def _key_and_value(attention: nn.Module) -> tuple[nn.Module, nn.Module]:
-    """Return an attention's key and value projections; raises `AttributeError` where its family names them otherwise."""
+    """Return an attention's key and value projections; raises `AttributeError` if they have other names."""
     names = ("key", "value") if hasattr(attention, "key") else ("k_lin", "v_lin")
     return getattr(attention, names[0]), getattr(attention, names[1])
 

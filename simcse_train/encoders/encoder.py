@@ -1,7 +1,8 @@
 """A sentence encoder: a Hugging Face model, its tokenizer, its pooling, and in training a projection head.
 
 Batches are packed (see `packing`), so no padding token is multiplied, and where `[CLS]` is the embedding the last layer
-computes nothing else. A model that does not give the same states packed as padded gets padded batches; `probing` decides.
+computes nothing else. A model that does not give the same states packed as padded gets padded batches; `probing`
+decides.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ UNLIMITED = 1_000_000  # tokens: the limit of a model that has none
 class Encoder(nn.Module):
     """Model, tokenizer and pooling; `packed`, `first_only` and `equal_lengths` say how batches are computed.
 
-    `folder` holds what a sentence-transformers folder adds to a model: the modules after the pooling, prompts, settings.
+    `folder` holds what a sentence-transformers folder adds to a model: the modules after the pooling, prompts,
+    settings.
     """
 
     def __init__(

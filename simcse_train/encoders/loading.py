@@ -49,9 +49,9 @@ def load_encoder(
 ) -> Encoder:
     """Load a sentence encoder: `starter`, a folder (of a model, a checkpoint or a finished run) or a Hugging Face name.
 
-    `pooling` auto follows the model's own sentence-transformers files; without them it is cls, and last for a model that
-    reads from left to right. `dropout` replaces the model's own. With `packed` false, batches are padded even where the
-    model can be packed. The encoder is in evaluation mode, in float32, on the
+    `pooling` auto follows the model's own sentence-transformers files; without them it is cls, and last for a model
+    that reads from left to right. `dropout` replaces the model's own. With `packed` false, batches are padded even
+    where the model can be packed. The encoder is in evaluation mode, in float32, on the
     CPU, and gives what transformers gives for the same files. Raises `InputError` if it cannot be loaded or used.
     """
     source = Source(str(name_or_path))
@@ -91,7 +91,7 @@ def _explained(source: Source) -> Iterator[None]:
 
 
 def _check_config(config: PretrainedConfig, name: str) -> None:
-    """Refuse what is no encoder, and a configuration whose claimed size no machine holds, before any memory is taken."""
+    """Refuse what is no encoder, and a configuration whose size no machine holds, before memory is taken."""
     kind = config.model_type
     if kind not in ENCODERS and (config.is_encoder_decoder or getattr(config, "is_decoder", False)):
         raise InputError(f"The encoder {name} is a {kind} with a decoder; SimCSE trains encoders such as BERT.")
@@ -108,8 +108,8 @@ def _check_config(config: PretrainedConfig, name: str) -> None:
     layers = int(getattr(config, "num_hidden_layers", 0) or 0)
     if not (hidden and layers):
         raise InputError(
-            f"The encoder {name} is a {kind} without a hidden size or layers in its config.json: it is no transformer encoder "
-            "of text. Give one such as BERT."
+            f"The encoder {name} is a {kind} without a hidden size or layers in its config.json: it is no transformer "
+            "encoder of text. Give one such as BERT."
         )
     inner = max(number.get("intermediate_size", 0), number.get("hidden_dim", 0), hidden)
     tables = number.get("vocab_size", 0) + number.get("max_position_embeddings", 0) + number.get("type_vocab_size", 0)
@@ -117,13 +117,13 @@ def _check_config(config: PretrainedConfig, name: str) -> None:
     largest = max(number, key=lambda key: abs(number[key]))
     if layers > MAX_LAYERS or parameters > MAX_PARAMETERS or min(hidden, layers, parameters) <= 0:
         raise InputError(
-            f"The encoder {name}: its config.json claims {layers} layers of {hidden} and about {parameters:,} weights, which "
-            "is no usable encoder. The file is damaged, or not what it says."
+            f"The encoder {name}: its config.json claims {layers} layers of {hidden} and about {parameters:,} "
+            "weights, which is no usable encoder. The file is damaged, or not what it says."
         )
     if abs(number[largest]) > MAX_NUMBER:
         raise InputError(
-            f"The encoder {name}: its config.json says {largest} {number[largest]:,}, which is no usable encoder. The file is "
-            "damaged, or not what it says."
+            f"The encoder {name}: its config.json says {largest} {number[largest]:,}, which is no usable encoder. The "
+            "file is damaged, or not what it says."
         )
     if (
         getattr(config, "attention_type", None) == "block_sparse"
@@ -149,8 +149,9 @@ def _load_model(source: Source, config: PretrainedConfig) -> PreTrainedModel:
     mismatched = sorted(str(key[0]) for key in report.get("mismatched_keys", []))
     if missing or mismatched:
         raise InputError(
-            f"The encoder {source.name} lacks weights of a {config.model_type} encoder, {(missing + mismatched)[0]!r} the first "
-            f"of {len(missing + mismatched)}. The files are those of another kind of model, or damaged: download or export it again."
+            f"The encoder {source.name} lacks weights of a {config.model_type} encoder, {(missing + mismatched)[0]!r} "
+            f"the first of {len(missing + mismatched)}. The files are those of another kind of model, or damaged: "
+            "download or export it again."
         )
     if report["missing_keys"] and getattr(model, "pooler", None) is not None:
         model.pooler = None  # nobody trained it, and an export must not carry random weights
@@ -183,21 +184,21 @@ def _max_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, foun
 
 
 def _choose_pooling(encoder: Encoder, wanted: str, name: str) -> str:
-    """Return the pooling to use; raises `InputError` where the first token is the embedding and knows nothing of the rest."""
+    """Return the pooling to use; raises `InputError` if its token knows nothing of the sentence."""
     chosen = (encoder.folder.pooling or "cls") if wanted == "auto" else wanted
     first, last = first_and_last_know(encoder)
     if not (first or last):
         raise InputError(
-            f"The encoder {name}, a {encoder.model.config.model_type}, gives each token a state that depends on that token "
-            "alone: its attention does nothing on this machine. Choose another --model."
+            f"The encoder {name}, a {encoder.model.config.model_type}, gives each token a state that depends on that "
+            "token alone: its attention does nothing on this machine. Choose another --model."
         )
     if not first and wanted == "auto" and encoder.folder.pooling is None:
         encoder.notes.append("This encoder reads from left to right: the last token's state is the embedding.")
         return "last"
     if not first and "cls" in chosen.split("+"):
         raise InputError(
-            f"The encoder {name} reads from left to right, so that its first token knows nothing of the sentence, and pooling "
-            "cls would give all sentences one embedding. Use --pooling last or --pooling mean."
+            f"The encoder {name} reads from left to right, so that its first token knows nothing of the sentence, and "
+            "pooling cls would give all sentences one embedding. Use --pooling last or --pooling mean."
         )
     return chosen
 
@@ -209,14 +210,14 @@ def _check_tokens(encoder: Encoder, name: str) -> None:
     if embeddings is not None and largest >= embeddings.num_embeddings:
         token = encoder.tokenizer.pretrained.convert_ids_to_tokens(largest)
         raise InputError(
-            f"The encoder {name}: its tokenizer has the token {token!r} with the number {largest}, but the model has embeddings "
-            f"for {embeddings.num_embeddings} tokens. If you added tokens, call model.resize_token_embeddings(len(tokenizer)) "
-            "and save the model again."
+            f"The encoder {name}: its tokenizer has the token {token!r} with the number {largest}, but the model has "
+            f"embeddings for {embeddings.num_embeddings} tokens. If you added tokens, call "
+            "model.resize_token_embeddings(len(tokenizer)) and save the model again."
         )
 
 
 def _check_sides(encoder: Encoder) -> None:
-    """Let the tokenizer pad on the right where padding on the left would give other states, as with absolute positions."""
+    """Let the tokenizer pad on the right: on the left, absolute positions would depend on the padding."""
     tokenizer = encoder.tokenizer.pretrained
     if tokenizer.padding_side == "left":
         tokenizer.padding_side = "right"
@@ -231,6 +232,6 @@ def _check_embeddings(encoder: Encoder, name: str) -> None:
         )
     if np.abs(rows - rows[0]).max() < 1e-6 * max(1.0, float(np.abs(rows).max())):
         raise InputError(
-            f"The encoder {name} with pooling {encoder.pooling} gives different sentences one and the same embedding, so that "
-            "nothing can be learned from it. Try another --pooling, or choose another --model."
+            f"The encoder {name} with pooling {encoder.pooling} gives different sentences one and the same embedding, "
+            "so that nothing can be learned from it. Try another --pooling, or choose another --model."
         )

@@ -1,8 +1,8 @@
 """What a sentence-transformers folder adds to a model: modules, prompts, lower-casing, lengths.
 
 `modules.json` lists the modules that a sentence passes through: the transformer, the pooling, and any of `Dense`,
-`LayerNorm`, `Normalize` and `Dropout` after it. Each is applied, trained and saved again. A module or a setting that cannot
-be is refused by its name, since an encoder without it would give other embeddings.
+`LayerNorm`, `Normalize` and `Dropout` after it. Each is applied, trained and saved again. A module or a setting that
+cannot be is refused by its name, since an encoder without it would give other embeddings.
 """
 
 from __future__ import annotations
@@ -244,6 +244,6 @@ def _read_json(find: Find, name: str) -> object:
 
 def _refused(source: str, what: str) -> InputError:
     return InputError(
-        f"The encoder {source} can't be used: {what}. Without that it would give other embeddings than sentence-transformers "
-        "does with the same files. Choose another --model."
+        f"The encoder {source} can't be used: {what}. Without that it would give other embeddings than "
+        "sentence-transformers does with the same files. Choose another --model."
     )

@@ -34,7 +34,7 @@ class Packing:
     masks: dict[tuple[int | None, bool], Tensor] = field(default_factory=dict)  # those of `visible`, made once a batch
 
     def of_heads(self, heads: int) -> tuple[Tensor, Tensor]:
-        """Return the indices of single heads: padded -> packed (rows, heads, longest), packed -> padded (total, heads)."""
+        """Return indices of single heads: padded -> packed (rows, heads, longest), packed -> padded (total, heads)."""
         if heads not in self.heads:
             head = torch.arange(heads, device=self.row.device)
             longest = self.padded.shape[1]

@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Our name of each mode -> what sentence-transformers calls it, and the flag for it in the files of old releases. The order
-# is that of concatenation there.
+# Our name of each mode -> what sentence-transformers calls it, and the flag for it in the files of old releases. The
+# order is that of concatenation there.
 MODES = {
     "cls": ("cls", "pooling_mode_cls_token"),
     "max": ("max", "pooling_mode_max_tokens"),
@@ -22,11 +22,12 @@ MODES = {
 
 
 def pool(states: Tensor, lengths: Tensor, pooling: str) -> Tensor:
-    """Return the embeddings (rows, modes * hidden) of packed states (total, hidden) of sentences with `lengths` (rows,).
+    """Return the embeddings (rows, modes * hidden) of packed states (total, hidden); lengths: (rows,).
 
-    `pooling` is one of `MODES`, or several joined by `+`. `cls` takes the first token's state of each sentence, `last` the
-    last one's, `max` the largest value of each dimension, `mean` the mean over its tokens, `mean_sqrt_len` their sum divided by
-    the square root of their number, `weightedmean` the mean weighted by 1, 2, 3, ... (Muennighoff 2022, equation 1).
+    `pooling` is one of `MODES`, or several joined by `+`. `cls` takes the first token's state of each sentence, `last`
+    the last one's, `max` the largest value of each dimension, `mean` the mean over its tokens, `mean_sqrt_len` their
+    sum divided by the square root of their number, `weightedmean` the mean weighted by 1, 2, 3, ... (Muennighoff 2022,
+    equation 1).
     """
     parts = [_pool(states, lengths, mode) for mode in pooling.split("+")]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)

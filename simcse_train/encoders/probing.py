@@ -1,7 +1,7 @@
 """Checks on a loaded encoder: it gives what plain transformers gives, by the fastest way of computing that does.
 
-The reference is the model as `AutoModel` loads it, on batches that its tokenizer pads, of real sentences that are short,
-long and mixed: longer than every window of attention, since a model may compute long sentences in another way.
+The reference is the model as `AutoModel` loads it, on batches that its tokenizer pads, of real sentences that are
+short, long and mixed: longer than every window of attention, since a model may compute long sentences in another way.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ SHORT = (
     "The market closed higher on Friday, as nobody had expected.",
 )
 LONG = (
-    "The painter waited near the lake until the boats came home. Prices rose by 3.5 % in May, then fell again. She asked: "
-    "who wrote this letter, and when? In 1871 the two towns built a bridge of stone, which stood for ninety years. Rain is "
-    "likely in the north; the south stays dry. He can't remember the colour of the door. "
+    "The painter waited near the lake until the boats came home. Prices rose by 3.5 % in May, then fell again. She "
+    "asked: who wrote this letter, and when? In 1871 the two towns built a bridge of stone, which stood for ninety "
+    "years. Rain is likely in the north; the south stays dry. He can't remember the colour of the door. "
 )
 LENGTH = 72  # tokens of the long probe where nothing asks for more
 WORK = 2e9  # multiplications that the long probe may take where nothing asks for a longer one
@@ -43,8 +43,9 @@ USUAL = {"input_ids", "attention_mask", "token_type_ids"}
 def choose_computation(encoder: Encoder, name: str, *, packed: bool) -> None:
     """Choose packed batches, padded ones or those of equal lengths: the first that gives the states of the reference.
 
-    With `packed` false, packed batches are not tried. Where `[CLS]` is the embedding, also let the last layer compute nothing else, if that gives the same embedding. Raises
-    `InputError`, with what differs, if no way of computing gives the reference's states.
+    With `packed` false, packed batches are not tried. Where `[CLS]` is the embedding, also let the last layer compute
+    nothing else, if that gives the same embedding. Raises `InputError`, with what differs, if no way of computing gives
+    the reference's states.
     """
     short = [text for text in SHORT if encoder.tokenizer.tokenize([text], LENGTH)[0]]
     batches = [short, [LONG * 40, short[-1]]]
@@ -54,8 +55,8 @@ def choose_computation(encoder: Encoder, name: str, *, packed: bool) -> None:
     for (ids, _), (tokens, _) in zip(expected, packs, strict=True):
         if not torch.equal(ids, tokens):
             raise InputError(
-                f"The encoder {name}: its tokenizer gives other tokens when it is asked for a padded batch than for single "
-                "sentences. Check its tokenizer files, or choose another --model."
+                f"The encoder {name}: its tokenizer gives other tokens when it is asked for a padded batch than for "
+                "single sentences. Check its tokenizer files, or choose another --model."
             )
     alone = [
         torch.cat([_reference(encoder, [text], length, name)[1] for text in texts])
@@ -88,8 +89,8 @@ def _use_equal_lengths(encoder: Encoder, name: str, batch: tuple[Tensor, Tensor]
     encoder.equal_lengths = True
     if not (_close(encoder.states(*batch), alone) and _close(encoder.states(*batch), alone)):
         raise InputError(
-            f"The encoder {name} gives different states each time it reads the same sentence, without dropout. No embedding "
-            "of it can be relied on. Choose another --model."
+            f"The encoder {name} gives different states each time it reads the same sentence, without dropout. No "
+            "embedding of it can be relied on. Choose another --model."
         )
     encoder.notes.append(
         "This encoder's states depend on the padding beside a sentence: it is given batches of equal lengths, which is "
@@ -98,7 +99,7 @@ def _use_equal_lengths(encoder: Encoder, name: str, batch: tuple[Tensor, Tensor]
 
 
 def _long_length(encoder: Encoder) -> int:
-    """Return the length of the long probe: beyond every window of the configuration, and otherwise what costs little."""
+    """Return the length of the long probe: beyond every window, and otherwise what costs little."""
     settings = encoder.model.config.to_dict()
     sizes = [
         value
@@ -135,8 +136,8 @@ def _reference(encoder: Encoder, texts: Sequence[str], length: int, name: str) -
     extra = sorted((inputs.keys() & accepted) - USUAL)
     if extra:
         raise InputError(
-            f"The encoder {name} reads {', '.join(extra)} beside token ids, and token ids are all that is fed here. Choose "
-            "another --model."
+            f"The encoder {name} reads {', '.join(extra)} beside token ids, and token ids are all that is fed here. "
+            "Choose another --model."
         )
     mask = inputs["attention_mask"].bool()
     output = encoder.model(**{key: value for key, value in inputs.items() if key in accepted})
@@ -159,7 +160,7 @@ def _try_packed(encoder: Encoder, packs: list[tuple[Tensor, Tensor]], expected: 
 
 
 def _takes_many(encoder: Encoder, batch: tuple[Tensor, Tensor]) -> bool:
-    """Return whether the first layer gives the same states in a packed batch with more tokens than the model has positions."""
+    """Return whether a packed batch may have more tokens than the model has positions, tried with one layer."""
     tokens, lengths = batch
     copies = encoder.max_positions // len(tokens) + 2
     if encoder.max_positions > MANY:
@@ -189,7 +190,7 @@ def _try_first_tokens(encoder: Encoder, packs: list[tuple[Tensor, Tensor]], expe
 
 
 def _fails_in_bfloat16(encoder: Encoder, batch: tuple[Tensor, Tensor], expected: Tensor | None = None) -> str:
-    """Return why the encoder cannot be computed in bfloat16, or gives other states than expected, or nothing if it can."""
+    """Return why the encoder fails in bfloat16 or gives other states than expected; nothing if it does not."""
     try:
         with torch.autocast(encoder.device.type, torch.bfloat16):
             found = encoder.states(*batch).float()
@@ -224,8 +225,8 @@ def is_deterministic(encoder: Encoder) -> bool:
 def first_and_last_know(encoder: Encoder) -> tuple[bool, bool]:
     """Return whether the first token's state depends on the tokens after it, and the last one's on those before it.
 
-    The first does not in a model that reads from left to right. Neither does where the attention of a model is missing, as
-    that of MRA without its CUDA kernel.
+    The first does not in a model that reads from left to right. Neither does where the attention of a model is missing,
+    as that of MRA without its CUDA kernel.
     """
     row = encoder.tokenizer.tokenize([SHORT[3]], min(LENGTH, encoder.max_positions))[0]
     others = [row[0], *reversed(row[1:-1]), row[-1]]

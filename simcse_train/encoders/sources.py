@@ -54,13 +54,14 @@ class Source:
         return self.find(f"{self.transformer}/{name}" if self.transformer else name)
 
     def refuse_adapter(self) -> None:
-        """Raise `InputError` if the folder holds an adapter (LoRA and its kin), which changes another model's weights."""
+        """Raise `InputError` if the folder holds an adapter, such as LoRA, which changes another model's weights."""
         if not (self.find(ADAPTER) or self.find_of_model(ADAPTER)):
             return
         raise InputError(
-            f"The encoder {self.name} is an adapter, which changes the weights of another model. Merge it into that model and "
-            "give the merged folder: pip install peft, then "
-            f"""python -c "from peft import AutoPeftModelForFeatureExtraction as M; from transformers import AutoTokenizer as T; """
+            f"The encoder {self.name} is an adapter, which changes the weights of another model. Merge it into that "
+            "model and give the merged folder: pip install peft, then "
+            """python -c "from peft import AutoPeftModelForFeatureExtraction as M; """
+            """from transformers import AutoTokenizer as T; """
             f"""m = M.from_pretrained('{self.name}'); b = m.peft_config['default'].base_model_name_or_path; """
             """m.merge_and_unload().save_pretrained('merged'); T.from_pretrained(b).save_pretrained('merged')\""""
         )
@@ -70,8 +71,9 @@ class Source:
         reason = f"{type(error).__name__}: " + (" ".join(str(error).split())[:300] or "no reason is given")
         if not self.is_folder and self.local_only:
             return InputError(
-                f"The encoder {self.name} is neither a folder here nor in the local Hugging Face cache, and the hub can't be "
-                f"reached. Give the path of a downloaded model, go online, or use the bundled encoder: --model {STARTER}."
+                f"The encoder {self.name} is neither a folder here nor in the local Hugging Face cache, and the hub "
+                "can't be reached. Give the path of a downloaded model, go online, or use the bundled encoder: "
+                f"--model {STARTER}."
             )
         known = self._missing_weights() or self._missing_tokenizer()
         if known is not None:
@@ -92,8 +94,9 @@ class Source:
         folder = str(Path(self.place) / self.transformer) if self.is_folder else "FOLDER"
         first = "" if self.is_folder else f"hf download {self.name} --local-dir FOLDER, then "
         return InputError(
-            f"The encoder {self.name} has its weights in {pickled[0]} alone, a pickle, and only safetensors files are read here. "
-            f"""Convert it with one line: {first}python -c "from transformers import AutoModel; """
+            f"The encoder {self.name} has its weights in {pickled[0]} alone, a pickle, and only safetensors files are "
+            f"read here. Convert it with one line: {first}"
+            """python -c "from transformers import AutoModel; """
             f"""AutoModel.from_pretrained('{folder}', use_safetensors=False).save_pretrained('{folder}')\""""
         )
 
@@ -107,7 +110,8 @@ class Source:
         if not pieces or not missing:
             return None
         return InputError(
-            f"The encoder {self.name} has a SentencePiece tokenizer ({pieces[0]}), which needs packages that are not installed. "
+            f"The encoder {self.name} has a SentencePiece tokenizer ({pieces[0]}), which needs packages that are not "
+            "installed. "
             'Run pip install "simcse-train[sentencepiece]".'
         )
 
@@ -129,8 +133,8 @@ def _find(name: str) -> str:
             return str(folder)
     if path.exists():
         raise InputError(
-            f"The folder {name} holds no encoder: there is no config.json in it. Give the folder that save_pretrained or "
-            "simcse-train wrote."
+            f"The folder {name} holds no encoder: there is no config.json in it. Give the folder that save_pretrained "
+            "or simcse-train wrote."
         )
     if len(path.parts) > 2 or path.is_absolute() or name.startswith((".", "~")):
         raise InputError(f"The encoder {name}: there is no such folder. Check the path, or use --model {STARTER}.")

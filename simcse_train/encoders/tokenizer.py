@@ -3,9 +3,9 @@
 Wraps a tokenizer of transformers. Where the `tokenizers` library alone gives the same ids, it is called directly, which
 takes about half the time; a tokenizer class may override the Python around it, so this is checked when it is loaded.
 
-What stands in a sentence is text. The tokens that the tokenizer's class itself uses, such as `[SEP]` or `<s>`, are cut into
-pieces when somebody has written them in a sentence. All other added tokens, special or not, are part of the vocabulary that
-the user wants: each stays whole.
+What stands in a sentence is text. The tokens that the tokenizer's class itself uses, such as `[SEP]` or `<s>`, are cut
+into pieces when somebody has written them in a sentence. All other added tokens, special or not, are part of the
+vocabulary that the user wants: each stays whole.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PROBES = ("One.", "A somewhat longer sentence stands beside it.", "Three of them
 
 
 class SentenceTokenizer:
-    """A tokenizer of transformers that gives the token ids of sentences and nothing else; `prompt` precedes each sentence."""
+    """A tokenizer of transformers that gives token ids of sentences, each after a `prompt`, and nothing else."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: str = "") -> None:
         self.pretrained = tokenizer
@@ -60,7 +60,8 @@ class SentenceTokenizer:
     def tokenize(self, sentences: Sequence[str], max_length: int) -> list[list[int]]:
         """Return the token ids of each sentence, prompt and special tokens included, cut at `max_length` tokens.
 
-        A token of the tokenizer's class written in a sentence, such as `[SEP]`, is text; the user's own tokens stay whole.
+        A token of the tokenizer's class written in a sentence, such as `[SEP]`, is text; the user's own tokens stay
+        whole.
         """
         most = max(MAX_CHARACTERS, CHARACTERS_PER_TOKEN * min(max_length, 10**6))
         kept = slice(-most, None) if self.pretrained.truncation_side == "left" else slice(most)

@@ -53,7 +53,8 @@ def resolve(config: TrainConfig, encoder: Encoder, run: Path) -> TrainConfig:
     if encoder.tokenizer.special_tokens >= config.max_length:
         raise InputError(
             f"--max-length {config.max_length} leaves no token for the sentence: the prompt of {config.model} and the "
-            f"special tokens take {encoder.tokenizer.special_tokens}. Use at least {encoder.tokenizer.special_tokens + 8}."
+            f"special tokens take {encoder.tokenizer.special_tokens}. Use at least "
+            f"{encoder.tokenizer.special_tokens + 8}."
         )
     device = find_device(config.device)
     data = [str(keep_standard_input(run).resolve()) if entry == "-" else _absolute(entry) for entry in config.data]

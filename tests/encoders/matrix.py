@@ -1,7 +1,8 @@
 """A small random encoder of every encoder-only text family of transformers, all with one WordPiece vocabulary.
 
-Two layers of 32 values, and positions for 700 tokens. `EXPECTED` says how each family is computed, or with what words it is
-refused; `LEFT_OUT` says why a family is not built here. `scripts/families_table.py` makes docs/families.md from both.
+Two layers of 32 values, and positions for 700 tokens. `EXPECTED` says how each family is computed, or with what words
+it is refused; `LEFT_OUT` says why a family is not built here.
+`scripts/families_table.py` makes docs/families.md from both.
 """
 
 from __future__ import annotations
@@ -38,13 +39,15 @@ EXTRA: dict[str, dict[str, Any]] = {
     "bert-generation": {"is_decoder": False},
     "big_bird": {"block_size": 16},
     "convbert": {"embedding_size": 32},
-    "deberta-v2": {"relative_attention": True, "position_buckets": 64, "norm_rel_ebd": "layer_norm", "share_att_key": True,
+    "deberta-v2": {"relative_attention": True, "position_buckets": 64, "norm_rel_ebd": "layer_norm",
+                   "share_att_key": True,
                    "pos_att_type": ["p2c", "c2p"], "max_relative_positions": POSITIONS},
     "deberta": {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "max_relative_positions": POSITIONS},
     "electra": {"embedding_size": 16},
     "esm": {"position_embedding_type": "rotary", "mask_token_id": 4, "token_dropout": True},
     "eurobert": GROUPED,
-    "funnel": {"d_model": 32, "block_sizes": [1, 1], "block_repeats": [1, 1], "d_head": 8, "d_inner": 64, "n_head": 4, "num_decoder_layers": 1,
+    "funnel": {"d_model": 32, "block_sizes": [1, 1], "block_repeats": [1, 1], "d_head": 8, "d_inner": 64, "n_head": 4,
+               "num_decoder_layers": 1,
                "architectures": ["FunnelModel"]},
     "gemma3_text": {**GROUPED, "sliding_window": 16, "use_bidirectional_attention": True, "query_pre_attn_scalar": 8,
                     "layer_types": ["sliding_attention", "full_attention"]},
@@ -54,7 +57,8 @@ EXTRA: dict[str, dict[str, Any]] = {
     "mobilebert": {"embedding_size": 16, "intra_bottleneck_size": 32, "true_hidden_size": 32},
     "modernbert": {"local_attention": 32, "global_attn_every_n_layers": 2, "mlp_dropout": 0.1},
     "perceiver": {"d_latents": 32, "d_model": 32, "num_latents": 8, "num_self_attends_per_block": 1, "num_blocks": 1},
-    "reformer": {"max_position_embeddings": 704, "attn_layers": ["local", "local"], "axial_pos_embds": False, "feed_forward_size": 64, "attention_head_size": 8},
+    "reformer": {"max_position_embeddings": 704, "attn_layers": ["local", "local"], "axial_pos_embds": False,
+                 "feed_forward_size": 64, "attention_head_size": 8},
     "rembert": {"input_embedding_size": 16, "output_embedding_size": 16},
     "roformer": {"embedding_size": 32},
     "squeezebert": {"embedding_size": 32},
@@ -79,11 +83,66 @@ PACKED, PADDED, EQUAL = "packed", "padded", "equal lengths"
 # How each family is computed, or words of the message that refuses it.
 EXPECTED = {
     **dict.fromkeys(
-        ["albert", "bert", "bert-generation", "camembert", "data2vec-text", "distilbert", "electra", "ernie", "esm", "esmc", "eurobert", "gte", "jina_embeddings_v3", "modernbert", "nomic_bert", "roberta", "roberta-prelayernorm", "roc_bert", "splinter", "ultrabert", "xlm-roberta", "xlm-roberta-xl", "xmod", "embedding_gemma2_text", "gemma3_text", "qwen2", "qwen3", "mistral", "gpt2", "modernbert-decoder", "clip_text_model"],
+        [
+            "albert",
+            "bert",
+            "bert-generation",
+            "camembert",
+            "data2vec-text",
+            "distilbert",
+            "electra",
+            "ernie",
+            "esm",
+            "esmc",
+            "eurobert",
+            "gte",
+            "jina_embeddings_v3",
+            "modernbert",
+            "nomic_bert",
+            "roberta",
+            "roberta-prelayernorm",
+            "roc_bert",
+            "splinter",
+            "ultrabert",
+            "xlm-roberta",
+            "xlm-roberta-xl",
+            "xmod",
+            "embedding_gemma2_text",
+            "gemma3_text",
+            "qwen2",
+            "qwen3",
+            "mistral",
+            "gpt2",
+            "modernbert-decoder",
+            "clip_text_model",
+        ],
         PACKED,
     ),
     **dict.fromkeys(
-        ["big_bird", "deberta", "deberta-v2", "flaubert", "ibert", "layoutlm", "lilt", "longformer", "luke", "megatron-bert", "mobilebert", "mpnet", "openai_privacy_filter", "reformer", "rembert", "roformer", "squeezebert", "t5", "mt5", "umt5", "xlm", "xlnet"],
+        [
+            "big_bird",
+            "deberta",
+            "deberta-v2",
+            "flaubert",
+            "ibert",
+            "layoutlm",
+            "lilt",
+            "longformer",
+            "luke",
+            "megatron-bert",
+            "mobilebert",
+            "mpnet",
+            "openai_privacy_filter",
+            "reformer",
+            "rembert",
+            "roformer",
+            "squeezebert",
+            "t5",
+            "mt5",
+            "umt5",
+            "xlm",
+            "xlnet",
+        ],
         PADDED,
     ),
     **dict.fromkeys(["canine", "convbert", "fnet", "funnel", "nystromformer", "yoso"], EQUAL),
@@ -104,7 +163,7 @@ LEFT_OUT = {
     "visual_bert, vilt, lxmert, bridgetower, flava": "read images beside text",
     "bart, mbart, pegasus, marian, m2m_100, prophetnet, led and kin": "are encoder-decoders and refused as such",
     "longt5, switch_transformers, udop, t5gemma": "are encoder-decoders and refused as such",
-    "decoders other than the ones tried (llama, gemma, phi, ...)": "are loaded as those are and checked when they are loaded",
+    "decoders other than the ones tried (llama, gemma, phi, ...)": "are loaded and checked as those are",
     "mamba, rwkv, xlstm and other recurrent models": "are no transformers; they are checked when they are loaded",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import transformers
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
+from simcse_train.config import make_config
 from simcse_train.encoders.encoder import Encoder
 from simcse_train.encoders.loading import ENCODERS, load_encoder
 from simcse_train.encoders.packing import pack
@@ -22,7 +24,9 @@ from simcse_train.errors import InputError
 from simcse_train.objectives.ntxent import NTXent
 from simcse_train.objectives.objective import Rows
 from simcse_train.randomness import seeded
+from simcse_train.runs.folder import checkpoints
 from simcse_train.training.optimizer import keep_embedding_gradient
+from simcse_train.training.start import resume, train
 from tests.conftest import EXAMPLES
 from tests.encoders.matrix import (
     COMPUTED,
@@ -145,3 +149,29 @@ def test_pooling_is_that_of_each_sentence_alone(pooling: str) -> None:
     together = pool(states, lengths, pooling)
     for i, part in enumerate(states.split([3, 1, 8])):
         assert torch.allclose(pool(part, lengths[i : i + 1], pooling)[0], together[i], atol=1e-6)
+
+
+TRAINED_EACH_TIME = ("modernbert", "deberta-v2", "convbert", "t5", "gpt2")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "family",
+    [name if name in TRAINED_EACH_TIME else pytest.param(name, marks=pytest.mark.slow) for name in COMPUTED],
+)
+def test_a_run_is_exported_and_resumes_to_the_same_bits(
+    family: str, precision: str, text: Path, tmp_path: Path
+) -> None:
+    if precision == "bf16" and (family in FLOAT32_ONLY or family in TRAINED_EACH_TIME[1:]):
+        return
+    model = make_member(family, tmp_path / family)
+    settings = {"data": str(text), "model": str(model), "precision": precision, "device": "cpu", "dropout": 0.1}
+    settings |= {"batch_size": 8, "max_length": 12, "max_steps": 2, "save_every": 1, "output": str(tmp_path / "run")}
+    run = train(make_config(settings)).folder
+    whole = (run / "encoder" / "model.safetensors").read_bytes()
+    again = tmp_path / "again"
+    shutil.copytree(run, again)
+    shutil.rmtree(again / "encoder")
+    shutil.rmtree(checkpoints(again)[-1])
+    resumed = resume(again).folder
+    assert (resumed / "encoder" / "model.safetensors").read_bytes() == whole

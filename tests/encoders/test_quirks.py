@@ -340,7 +340,28 @@ def test_a_tokenizer_that_fails_on_words_it_does_not_know_is_refused(tmp_path: P
     folder = make_bert(tmp_path / "bert")
     words = {
         word: i
-        for i, word in enumerate(["<pad>", *["a", "man", "plays", "the", "guitar", "cat", "big", "red", "dog", "runs", "in", "park", "Why", "?", "."]])
+        for i, word in enumerate(
+            [
+                "<pad>",
+                *[
+                    "a",
+                    "man",
+                    "plays",
+                    "the",
+                    "guitar",
+                    "cat",
+                    "big",
+                    "red",
+                    "dog",
+                    "runs",
+                    "in",
+                    "park",
+                    "Why",
+                    "?",
+                    ".",
+                ],
+            ]
+        )
     }
     backend = Tokenizer(WordLevel(words))
     backend.pre_tokenizer = Whitespace()
