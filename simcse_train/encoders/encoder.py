@@ -80,7 +80,11 @@ class Encoder(nn.Module):
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Return the embeddings (rows, hidden) that the loss sees: with the head, where there is one."""
-        embeddings = self.embed(tokens, lengths)
+        # The loss divides by the length itself, and the head is meant for states, which are not of length 1.
+        last = len(self.modules_after) - 1
+        is_unit = last >= 0 and isinstance(self.modules_after[last], Normalize)
+        after = self.modules_after[:last] if is_unit else self.modules_after
+        embeddings: Tensor = after(self._pooled(tokens, lengths)).float()
         return embeddings if self.head is None else self.head(embeddings)
 
     def embed(self, tokens: Tensor, lengths: Tensor) -> Tensor:
@@ -89,12 +93,14 @@ class Encoder(nn.Module):
         They are pooled and passed through the folder's modules. The head is left out: this is what is evaluated and
         exported (`cls_before_pooler` of the paper's code).
         """
-        if self.first_only:
-            pooled = self.states(tokens, lengths, first_only=True).float()
-        else:
-            pooled = pool(self.states(tokens, lengths).float(), lengths, self.pooling)
-        embeddings: Tensor = self.modules_after(pooled)
+        embeddings: Tensor = self.modules_after(self._pooled(tokens, lengths))
         return embeddings.float()
+
+    def _pooled(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """Return the pooled states (rows, hidden) in float32."""
+        if self.first_only:
+            return self.states(tokens, lengths, first_only=True).float()
+        return pool(self.states(tokens, lengths).float(), lengths, self.pooling)
 
     def states(self, tokens: Tensor, lengths: Tensor, *, first_only: bool = False) -> Tensor:
         """Return the last layer's states (total, hidden) of packed tokens (total,).

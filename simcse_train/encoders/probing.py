@@ -104,11 +104,11 @@ def _long_length(encoder: Encoder) -> int:
     sizes = [
         value
         for name, value in settings.items()
-        if any(word in name for word in ("window", "local", "block", "bucket", "chunk", "relative", "span"))
+        if any(word in name for word in ("window", "local", "block", "chunk"))
         for value in (value if isinstance(value, list) else [value])
         if isinstance(value, int) and not isinstance(value, bool)
     ]
-    beyond = max((2 * size + 16 for size in sizes), default=0)
+    beyond = max((size + 24 for size in sizes if size + 24 <= MOST), default=0)
     parameters = sum(p.numel() for n, p in encoder.model.named_parameters() if "embedding" not in n)
     cheap = int(WORK / max(1, parameters))
     return max(3, min(max(LENGTH, beyond, min(cheap, 600)), encoder.max_positions, MOST))
