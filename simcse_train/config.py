@@ -81,7 +81,7 @@ class TrainConfig(BaseModel):
         auto="the bundled starter",
         default=STARTER,
     )
-    pooling: Literal["auto", "cls", "mean"] = _setting(
+    pooling: Literal["auto", "cls", "mean", "last"] = _setting(
         ENCODER, "Token states to one embedding.", auto="auto, what the model's files say, else cls", default="auto"
     )
     projection: Literal["auto", "on", "off"] = _setting(

@@ -1,8 +1,8 @@
 """Dropout with fast random numbers on a CPU.
 
 torch draws one random number per element there, which takes a third of the time of the matrix products. Here one
-generator fills the memory with 16 random bits per element in a tenth of that time. The method is unchanged: an element is
-dropped with the given probability (to within 1/131,072), and the others are scaled so that the mean stays the same.
+generator fills the memory with 16 random bits per element in a tenth of that time. The method is unchanged: an element
+is dropped with the given probability (to within 1/131,072), and the others are scaled so that the mean stays the same.
 """
 
 from __future__ import annotations

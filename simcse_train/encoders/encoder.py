@@ -1,7 +1,8 @@
 """A sentence encoder: a Hugging Face model, its tokenizer, its pooling, and in training a projection head.
 
 Batches are packed (see `packing`), so no padding token is multiplied, and where `[CLS]` is the embedding the last layer
-computes nothing else. A model that does not give the same states packed as padded gets padded batches; `probing` decides.
+computes nothing else. A model that does not give the same states packed as padded gets padded batches; `probing`
+decides.
 """
 
 from __future__ import annotations
@@ -13,18 +14,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import normalize
-from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import PretrainedConfig, PreTrainedModel
 
 from simcse_train.encoders.dropout import replace_dropout
+from simcse_train.encoders.modules import Folder, Normalize
 from simcse_train.encoders.packing import pack, packing
+from simcse_train.encoders.padding import accepted_inputs, padded_states
 from simcse_train.encoders.pooling import pool
 from simcse_train.encoders.tokenizer import SentenceTokenizer
 
+UNLIMITED = 1_000_000  # tokens: the limit of a model that has none
+
 
 class Encoder(nn.Module):
-    """Model, tokenizer and pooling; `packed` and `first_only` say which of the faster ways of computing are in use."""
+    """Model, tokenizer and pooling; `packed`, `first_only` and `equal_lengths` say how batches are computed.
+
+    `folder` holds what a sentence-transformers folder adds to a model: the modules after the pooling, prompts,
+    settings.
+    """
 
     def __init__(
         self,
@@ -33,6 +41,7 @@ class Encoder(nn.Module):
         pooling: str,
         max_length: int,
         head: nn.Module | None = None,
+        folder: Folder | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -40,8 +49,16 @@ class Encoder(nn.Module):
         self.pooling = pooling
         self.max_length = max_length
         self.head = head
+        self.folder = folder or Folder()
+        self.token_size = int(model.config.hidden_size)  # the length of a token's state
+        self.modules_after = nn.Sequential(*self.folder.modules)
         self.packed = False
         self.first_only = False
+        self.equal_lengths = False
+        self.float32_only = ""  # why it cannot be computed in bfloat16, if it cannot
+        self.notes: list[str] = []  # what the user should know about how this encoder is used
+        # Whether the model is told that every token is of type 0: to GPT-2 that is not the same as to be told nothing.
+        self.gives_types = tokenizer.gives_types and "token_type_ids" in accepted_inputs(model)
         replace_dropout(model)
         self.eval()
 
@@ -53,7 +70,8 @@ class Encoder(nn.Module):
     @property
     def hidden_size(self) -> int:
         """The length of an embedding."""
-        return int(self.model.config.hidden_size)
+        sizes = [int(module.size) for module in self.modules_after if not isinstance(module, Normalize)]
+        return sizes[-1] if sizes else self.token_size * len(self.pooling.split("+"))
 
     @property
     def max_positions(self) -> int:
@@ -62,14 +80,24 @@ class Encoder(nn.Module):
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Return the embeddings (rows, hidden) that the loss sees: with the head, where there is one."""
-        embeddings = self.embed(tokens, lengths)
+        # The loss divides by the length itself, and the head is meant for states, which are not of length 1.
+        last = len(self.modules_after) - 1
+        is_unit = last >= 0 and isinstance(self.modules_after[last], Normalize)
+        after = self.modules_after[:last] if is_unit else self.modules_after
+        embeddings: Tensor = after(self._pooled(tokens, lengths)).float()
         return embeddings if self.head is None else self.head(embeddings)
 
     def embed(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """Return the pooled embeddings (rows, hidden) in float32 of packed tokens (total,) with lengths (rows,).
+        """Return the embeddings (rows, hidden) in float32 of packed tokens (total,) with lengths (rows,).
 
-        The head is left out: this is what is evaluated and exported (`cls_before_pooler` of the paper's code).
+        They are pooled and passed through the folder's modules. The head is left out: this is what is evaluated and
+        exported (`cls_before_pooler` of the paper's code).
         """
+        embeddings: Tensor = self.modules_after(self._pooled(tokens, lengths))
+        return embeddings.float()
+
+    def _pooled(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """Return the pooled states (rows, hidden) in float32."""
         if self.first_only:
             return self.states(tokens, lengths, first_only=True).float()
         return pool(self.states(tokens, lengths).float(), lengths, self.pooling)
@@ -83,22 +111,22 @@ class Encoder(nn.Module):
             return self.padded_states(tokens, lengths)
         starts = lengths.cumsum(0) - lengths
         places = torch.arange(len(tokens), device=tokens.device) - starts.repeat_interleave(lengths)
+        types = {"token_type_ids": torch.zeros_like(tokens)[None]} if self.gives_types else {}
         output = self.model(
             input_ids=tokens[None],
             position_ids=(places + first_position(self.model))[None],
             packing=packing(lengths, first_only=first_only),
+            **types,
         )
         states: Tensor = output.last_hidden_state[0]
         return states
 
     def padded_states(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """Return what `states` returns, computed on a padded batch with the model's own attention."""
-        rows = tokens.split(lengths.tolist())
-        input_ids = pad_sequence(list(rows), batch_first=True, padding_value=self.tokenizer.padding_id)
-        mask = torch.arange(input_ids.shape[1], device=tokens.device) < lengths[:, None]  # (rows, longest)
-        output = self.model(input_ids=input_ids, attention_mask=mask.long())
-        states: Tensor = output.last_hidden_state[mask]
-        return states
+        """Return what `states` returns, computed on padded batches with the model's own attention."""
+        padding = self.tokenizer.padding_id
+        return padded_states(
+            self.model, tokens, lengths, padding_id=padding, types=self.gives_types, equal_lengths=self.equal_lengths
+        )
 
     @torch.inference_mode()
     def encode(
@@ -109,7 +137,10 @@ class Encoder(nn.Module):
         normalized: bool = True,
         show_progress: bool = False,
     ) -> NDArray[np.float32]:
-        """Return one float32 row per sentence (sentences, hidden), without dropout and without the head."""
+        """Return one float32 row per sentence (sentences, hidden), without dropout and without the head.
+
+        A sentence without a single token, as an empty one of a tokenizer without special tokens, gives zeros.
+        """
         training = self.training
         self.eval()
         out = np.zeros((len(sentences), self.hidden_size), dtype=np.float32)
@@ -119,8 +150,11 @@ class Encoder(nn.Module):
         for start in tqdm(batches, desc="encode", unit="batch", disable=not show_progress):
             chosen = order[start : start + batch_size]
             rows = self.tokenizer.tokenize([sentences[i] for i in chosen], self.max_length)
-            embeddings = self.embed(*pack(rows, self.device))
-            out[chosen] = (normalize(embeddings) if normalized else embeddings).cpu().numpy()
+            full = [place for place, row in enumerate(rows) if row]
+            if full:
+                embeddings = self.embed(*pack([rows[place] for place in full], self.device))
+                found = (normalize(embeddings) if normalized else embeddings).cpu().numpy()
+                out[[chosen[place] for place in full]] = found
         self.train(training)
         return out
 
@@ -131,13 +165,18 @@ def dropout_settings(config: PretrainedConfig) -> dict[str, float]:
     return {
         name: float(value)
         for name, value in config.to_dict().items()
-        if "dropout" in name and isinstance(value, int | float) and not any(word in name for word in heads)
+        if ("dropout" in name or name.endswith("pdrop"))
+        and isinstance(value, int | float)
+        and not isinstance(value, bool)  # ESM's token_dropout says whether, not how often
+        and not any(word in name for word in heads)
     }
 
 
 def max_positions(model: PreTrainedModel) -> int:
-    """Return the largest number of tokens that a sentence can have in a model."""
-    positions = getattr(model.config, "max_position_embeddings", None) or 512
+    """Return the largest number of tokens that a sentence can have in a model; `UNLIMITED` where it has no limit."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is None or positions <= 0:
+        return UNLIMITED
     return int(positions) - first_position(model)
 
 
@@ -145,3 +184,12 @@ def first_position(model: PreTrainedModel) -> int:
     """Return the position of a sentence's first token: RoBERTa and its kin count from after the padding index."""
     padding = getattr(getattr(model, "embeddings", None), "padding_idx", None)
     return 0 if padding is None else int(padding) + 1
+
+
+def input_embeddings(model: PreTrainedModel) -> nn.Embedding | None:
+    """Return the table of a model's word embeddings, or None where it has none (CANINE hashes characters)."""
+    try:
+        found = model.get_input_embeddings()
+    except (NotImplementedError, AttributeError):
+        return None
+    return found if isinstance(found, nn.Embedding) else None

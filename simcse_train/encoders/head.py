@@ -10,7 +10,8 @@ from simcse_train.randomness import seeded
 def projection_head(hidden_size: int, *, seed: int, initializer_range: float = 0.02) -> nn.Module:
     """Return a new head, (rows, hidden) -> (rows, hidden), initialised as BERT initialises its own layers.
 
-    Source: Gao, Yao & Chen 2021, section 6.3; evaluation and export leave it out (`cls_before_pooler` of the paper's code).
+    Source: Gao, Yao & Chen 2021, section 6.3; evaluation and export leave it out (`cls_before_pooler` of the paper's
+    code).
     """
     with seeded(seed):
         linear = nn.Linear(hidden_size, hidden_size)

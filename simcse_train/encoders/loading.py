@@ -1,35 +1,47 @@
 """Load an encoder from a folder or by its name on the Hugging Face hub.
 
 No code that comes with a model is run and nothing is unpickled: weights are safetensors, remote code stays off, and a
-configuration that claims an absurd size is refused before memory is allocated.
+configuration that claims an absurd size is refused before memory is allocated. All that can be wrong with an encoder is
+found here: the files come from elsewhere, so whatever transformers raises on them is reported as a fault of the files.
 """
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
-from huggingface_hub import HfApi
-from huggingface_hub.errors import RepositoryNotFoundError
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig
-from transformers.utils.hub import cached_file
+import transformers
+from tokenizers import normalizers
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.auto_mappings import IMAGE_PROCESSOR_MAPPING_NAMES, PROCESSOR_MAPPING_NAMES
 
-from simcse_train.config import STARTER
-from simcse_train.encoders.encoder import Encoder, dropout_settings, max_positions
-from simcse_train.encoders.probing import enable_packing
-from simcse_train.encoders.saving import ENCODER
+from simcse_train.encoders.encoder import UNLIMITED, Encoder, dropout_settings, input_embeddings, max_positions
+from simcse_train.encoders.modules import Folder, read_folder
+from simcse_train.encoders.probing import SHORT, choose_computation, first_and_last_know
+from simcse_train.encoders.sources import STARTER_FOLDER, Source
 from simcse_train.encoders.tokenizer import SentenceTokenizer
 from simcse_train.errors import InputError
 from simcse_train.randomness import seeded
 
-STARTER_FOLDER = Path(__file__).parent.parent / "starter"
+__all__ = ["STARTER_FOLDER", "load_encoder"]
 
 # A configuration beyond these limits is a mistake or an attack: it would take all memory before a weight is read.
 MAX_PARAMETERS = 20_000_000_000
 MAX_LAYERS = 1_000
+MAX_NUMBER = 100_000_000
+
+# Encoder-decoders whose encoder has a class of its own.
+ENCODERS = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"}
 
 
 def load_encoder(
@@ -37,145 +49,189 @@ def load_encoder(
 ) -> Encoder:
     """Load a sentence encoder: `starter`, a folder (of a model, a checkpoint or a finished run) or a Hugging Face name.
 
-    `pooling` auto follows the model's own sentence-transformers files, else takes cls. `dropout` replaces the model's
-    own. With `packed` false, batches are padded even where the model can be packed. The encoder is in evaluation mode, in
-    float32, on the CPU. Raises `InputError` if it cannot be loaded or used.
+    `pooling` auto follows the model's own sentence-transformers files; without them it is cls, and last for a model
+    that reads from left to right. `dropout` replaces the model's own. With `packed` false, batches are padded even
+    where the model can be packed. The encoder is in evaluation mode, in float32, on the
+    CPU, and gives what transformers gives for the same files. Raises `InputError` if it cannot be loaded or used.
     """
-    source = _find_source(str(name_or_path))
-    local_only = _must_stay_offline(source)
-    try:
-        # No code of the model's own is run, and no pickled weights are read.
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False, local_files_only=local_only)
-        _check_sizes(config, source)
+    source = Source(str(name_or_path))
+    with _explained(source):
+        found = read_folder(source.name, source.find)
+        source.transformer = found.transformer
+        source.refuse_adapter()
+        config = AutoConfig.from_pretrained(source.place, **source.arguments)
+        _check_config(config, source.name)
         if dropout is not None:
             for name in dropout_settings(config):
                 setattr(config, name, dropout)
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, local_files_only=local_only)
-        with seeded(0):  # transformers draws weights before it reads them
-            model, report = AutoModel.from_pretrained(
-                source,
-                config=config,
-                trust_remote_code=False,
-                local_files_only=local_only,
-                use_safetensors=True,
-                dtype=torch.float32,
-                output_loading_info=True,
-            )
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, ImportError) as error:
-        raise InputError(_loading_failed(name_or_path, source, local_only, error)) from None
-    missing = sorted(key for key in report["missing_keys"] if "pooler" not in key)
-    if missing:
-        raise InputError(
-            f"The encoder {name_or_path} lacks weights of a {config.model_type} encoder, {missing[0]!r} the first of "
-            f"{len(missing)}. The files are those of another kind of model, or damaged: fetch or export it again."
-        )
-    if len(missing) < len(report["missing_keys"]):
-        model.pooler = None  # nobody trained it, and an export must not carry random weights
-    max_length = min(max_positions(model), int(getattr(tokenizer, "model_max_length", 512)))
-    own = _read_json(source, "sentence_bert_config.json", local_only).get("max_seq_length")
-    resolved = _pooling_of(source, local_only) if pooling == "auto" else pooling
-    max_length = min(max_length, int(own)) if own else max_length
-    encoder = Encoder(model, SentenceTokenizer(tokenizer), resolved, max_length)
-    if packed:
-        enable_packing(encoder)
+        tokenizer = AutoTokenizer.from_pretrained(source.place, **source.arguments)
+        _complete_tokenizer(tokenizer, found)
+        model = _load_model(source, config)
+        reading = SentenceTokenizer(tokenizer, found.prompt)
+        encoder = Encoder(model, reading, "cls", _max_length(model, tokenizer, found), folder=found)
+        encoder.pooling = _choose_pooling(encoder, pooling, source.name)
+        _check_tokens(encoder, source.name)
+        choose_computation(encoder, source.name, packed=packed)
+        _check_sides(encoder)
+        _check_embeddings(encoder, source.name)
     return encoder
 
 
-def _find_source(name_or_path: str) -> str:
-    """Return the folder behind a name, or the name itself where it is one of Hugging Face's."""
-    if name_or_path == STARTER:
-        return str(STARTER_FOLDER)
-    path = Path(name_or_path).expanduser()
-    for folder in (path, path / ENCODER):
-        if (folder / "config.json").is_file():
-            return str(folder)
-    if path.exists():
-        raise InputError(
-            f"The folder {name_or_path} holds no encoder: there is no config.json in it. Give the folder that save_pretrained "
-            "or simcse-train wrote."
-        )
-    if len(path.parts) > 2 or path.is_absolute() or name_or_path.startswith((".", "~")):
-        raise InputError(
-            f"The encoder {name_or_path}: there is no such folder. Check the path, or use --model {STARTER}."
-        )
-    return name_or_path
-
-
-def _must_stay_offline(source: str) -> bool:
-    """Say whether only local files can be used. One short question spares the user a minute of retries."""
-    if Path(source).is_dir():
-        return True
+@contextmanager
+def _explained(source: Source) -> Iterator[None]:
+    """Turn whatever is raised on files that came from elsewhere into an `InputError`."""
     try:
-        HfApi().model_info(source, timeout=5)
-    except RepositoryNotFoundError:
-        return False
-    except Exception:  # whatever keeps the hub from answering: no network, a proxy, offline mode
-        return True
-    return False
+        yield
+    except (InputError, KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:  # a panic of the tokenizers library is no Exception
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise source.explain(error) from None
 
 
-def _loading_failed(name: str | Path, source: str, local_only: bool, error: Exception) -> str:
-    if Path(source).is_dir():
-        reason = " ".join(str(error).split())[:300]
-        return f"The encoder {name} can't be loaded as an encoder ({reason}). Weights must be safetensors files."
-    if local_only:
-        return (
-            f"The encoder {name} is neither a folder here nor in the local Hugging Face cache, and the hub can't be reached. "
-            f"Give the path of a downloaded model, go online, or use the bundled encoder: --model {STARTER}."
-        )
-    reason = " ".join(str(error).split())[:300]
-    return f"The encoder {name} can't be had from the Hugging Face hub ({reason}). Check the name, or use --model {STARTER}."
-
-
-def _check_sizes(config: PretrainedConfig, source: str) -> None:
-    """Refuse what is no encoder, and a configuration whose claimed size no machine holds, before any memory is taken."""
-    if config.is_encoder_decoder or getattr(config, "is_decoder", False):
+def _check_config(config: PretrainedConfig, name: str) -> None:
+    """Refuse what is no encoder, and a configuration whose size no machine holds, before memory is taken."""
+    kind = config.model_type
+    if kind not in ENCODERS and (config.is_encoder_decoder or getattr(config, "is_decoder", False)):
+        raise InputError(f"The encoder {name} is a {kind} with a decoder; SimCSE trains encoders such as BERT.")
+    if (
+        config.get_text_config() is not config
+        or kind in PROCESSOR_MAPPING_NAMES
+        or kind in IMAGE_PROCESSOR_MAPPING_NAMES
+    ):
         raise InputError(
-            f"The encoder {source} is a {config.model_type} with a decoder; SimCSE trains encoders such as BERT."
+            f"The encoder {name} is a {kind}, which reads more than text; give an encoder of text such as BERT."
         )
-    number = {name: value for name, value in config.to_dict().items() if isinstance(value, int)}
+    number = {key: value for key, value in config.to_dict().items() if isinstance(value, int)}
     hidden = int(getattr(config, "hidden_size", 0) or 0)
     layers = int(getattr(config, "num_hidden_layers", 0) or 0)
+    if not (hidden and layers):
+        raise InputError(
+            f"The encoder {name} is a {kind} without a hidden size or layers in its config.json: it is no transformer "
+            "encoder of text. Give one such as BERT."
+        )
     inner = max(number.get("intermediate_size", 0), number.get("hidden_dim", 0), hidden)
     tables = number.get("vocab_size", 0) + number.get("max_position_embeddings", 0) + number.get("type_vocab_size", 0)
     parameters = hidden * (tables + layers * (4 * hidden + 2 * inner))
+    largest = max(number, key=lambda key: abs(number[key]))
     if layers > MAX_LAYERS or parameters > MAX_PARAMETERS or min(hidden, layers, parameters) <= 0:
         raise InputError(
-            f"The encoder {source}: its config.json claims {layers} layers of {hidden} and about {parameters:,} weights, which is "
-            "no usable encoder. The file is damaged, or not what it says."
+            f"The encoder {name}: its config.json claims {layers} layers of {hidden} and about {parameters:,} "
+            "weights, which is no usable encoder. The file is damaged, or not what it says."
         )
-
-
-def _read_json(source: str, name: str, local_only: bool) -> dict[str, Any]:
-    """Return a JSON file of the model as a dictionary (a list under its indices), empty where there is none."""
-    path = cached_file(
-        source,
-        name,
-        local_files_only=local_only,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
-    if path is None:
-        return {}
-    content = json.loads(Path(path).read_text(encoding="utf-8"))
-    return {str(i): item for i, item in enumerate(content)} if isinstance(content, list) else content
-
-
-def _pooling_of(source: str, local_only: bool) -> str:
-    """Return the pooling that the model's sentence-transformers files name; cls, the paper's choice, where it has none."""
-    modules = [m["type"].rsplit(".", 1)[-1] for m in _read_json(source, "modules.json", local_only).values()]
-    settings = _read_json(source, "1_Pooling/config.json", local_only)
-    if not settings:
-        return "cls"
-    known = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"}
-    modes = {
-        known.get(key, key) for key, value in settings.items() if key.startswith("pooling_mode_") and value is True
-    }
-    modes |= {settings["pooling_mode"]} if "pooling_mode" in settings else set()
-    if "Dense" in modules or len(modes) != 1 or not modes <= {"cls", "mean"}:
+    if abs(number[largest]) > MAX_NUMBER:
         raise InputError(
-            f"The encoder {source} pools with {' and '.join(sorted(modes)) or 'nothing'}"
-            f"{' and a dense layer' if 'Dense' in modules else ''}; only cls and mean can be trained here. "
-            "Choose one with --pooling."
+            f"The encoder {name}: its config.json says {largest} {number[largest]:,}, which is no usable encoder. The "
+            "file is damaged, or not what it says."
         )
-    return modes.pop()
+    if (
+        getattr(config, "attention_type", None) == "block_sparse"
+    ):  # BigBird: which of the two acts depends on what it read first
+        config.attention_type = "original_full"
+
+
+def _load_model(source: Source, config: PretrainedConfig) -> PreTrainedModel:
+    """Return the model in float32; raises `InputError` if its files lack weights."""
+    auto = getattr(transformers, ENCODERS[config.model_type]) if config.model_type in ENCODERS else AutoModel
+    with seeded(0):  # transformers draws weights before it reads them
+        model, report = auto.from_pretrained(
+            source.place,
+            config=config,
+            use_safetensors=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+            **{
+                key: value for key, value in source.arguments.items() if auto is AutoModel or key != "trust_remote_code"
+            },
+        )
+    missing = sorted(key for key in report["missing_keys"] if "pooler" not in key)
+    mismatched = sorted(str(key[0]) for key in report.get("mismatched_keys", []))
+    if missing or mismatched:
+        raise InputError(
+            f"The encoder {source.name} lacks weights of a {config.model_type} encoder, {(missing + mismatched)[0]!r} "
+            f"the first of {len(missing + mismatched)}. The files are those of another kind of model, or damaged: "
+            "download or export it again."
+        )
+    if report["missing_keys"] and getattr(model, "pooler", None) is not None:
+        model.pooler = None  # nobody trained it, and an export must not carry random weights
+    return model.eval()  # type: ignore[no-any-return]
+
+
+def _complete_tokenizer(tokenizer: PreTrainedTokenizerBase, found: Folder) -> None:
+    """Lower-case as the folder says, and name a padding token, without which no batch can be padded."""
+    if tokenizer.pad_token_id is None:
+        names = ("eos_token", "unk_token", "sep_token", "bos_token")
+        tokenizer.pad_token = next(token for name in names if (token := getattr(tokenizer, name)) is not None)
+    if not found.lower_case:
+        return
+    if not tokenizer.is_fast:
+        tokenizer.do_lower_case = True
+        return
+    backend = tokenizer.backend_tokenizer
+    if '"Lowercase"' in str(backend.normalizer) or '"lowercase":true' in backend.to_str():
+        return
+    before = [] if backend.normalizer is None else [backend.normalizer]
+    backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *before])
+
+
+def _max_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, found: Folder) -> int:
+    """Return after how many tokens a sentence is cut where nobody asks for less."""
+    positions, own = max_positions(model), tokenizer.model_max_length
+    limits = [positions] if positions < UNLIMITED else []
+    limits += [int(own)] if isinstance(own, int) and 0 < own < UNLIMITED else []
+    return min([*(limits or [512]), *([found.max_length] if found.max_length else [])])
+
+
+def _choose_pooling(encoder: Encoder, wanted: str, name: str) -> str:
+    """Return the pooling to use; raises `InputError` if its token knows nothing of the sentence."""
+    chosen = (encoder.folder.pooling or "cls") if wanted == "auto" else wanted
+    first, last = first_and_last_know(encoder)
+    if not (first or last):
+        raise InputError(
+            f"The encoder {name}, a {encoder.model.config.model_type}, gives each token a state that depends on that "
+            "token alone: its attention does nothing on this machine. Choose another --model."
+        )
+    if not first and wanted == "auto" and encoder.folder.pooling is None:
+        encoder.notes.append("This encoder reads from left to right: the last token's state is the embedding.")
+        return "last"
+    if not first and "cls" in chosen.split("+"):
+        raise InputError(
+            f"The encoder {name} reads from left to right, so that its first token knows nothing of the sentence, and "
+            "pooling cls would give all sentences one embedding. Use --pooling last or --pooling mean."
+        )
+    return chosen
+
+
+def _check_tokens(encoder: Encoder, name: str) -> None:
+    """Raise `InputError` if a sentence can have a token that has no row in the embeddings."""
+    embeddings = input_embeddings(encoder.model)
+    largest = encoder.tokenizer.largest_id
+    if embeddings is not None and largest >= embeddings.num_embeddings:
+        token = encoder.tokenizer.pretrained.convert_ids_to_tokens(largest)
+        raise InputError(
+            f"The encoder {name}: its tokenizer has the token {token!r} with the number {largest}, but the model has "
+            f"embeddings for {embeddings.num_embeddings} tokens. If you added tokens, call "
+            "model.resize_token_embeddings(len(tokenizer)) and save the model again."
+        )
+
+
+def _check_sides(encoder: Encoder) -> None:
+    """Let the tokenizer pad on the right: on the left, absolute positions would depend on the padding."""
+    tokenizer = encoder.tokenizer.pretrained
+    if tokenizer.padding_side == "left":
+        tokenizer.padding_side = "right"
+
+
+def _check_embeddings(encoder: Encoder, name: str) -> None:
+    """Raise `InputError` if embeddings are not finite, or different sentences have the same one."""
+    rows = encoder.encode(SHORT, normalized=False)
+    if not np.isfinite(rows).all():
+        raise InputError(
+            f"The encoder {name} gives embeddings that are not numbers. Its weights are damaged: download it again."
+        )
+    if np.abs(rows - rows[0]).max() < 1e-6 * max(1.0, float(np.abs(rows).max())):
+        raise InputError(
+            f"The encoder {name} with pooling {encoder.pooling} gives different sentences one and the same embedding, "
+            "so that nothing can be learned from it. Try another --pooling, or choose another --model."
+        )

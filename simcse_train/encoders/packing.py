@@ -1,25 +1,13 @@
-"""Packed batches: the tokens of all sentences in one row, without padding, and an attention that keeps sentences apart.
-
-Everything in a transformer except attention works on single tokens and needs no change. The attention is registered with
-`transformers.AttentionInterface`, so the model's own code stays as it is.
-
-Where only the first token of each sentence is needed (`[CLS]`), the last layer gets those tokens alone. Its attention
-still needs the keys and values of all tokens, and computes them from the states that the layer would have received.
-"""
+"""Packed batches: the tokens of all sentences in one row, without padding, and where each sentence stands in it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface
-
-from simcse_train.encoders.dropout import drop
+from torch import Tensor
 
 
 def pack(rows: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
@@ -40,6 +28,38 @@ class Packing:
     first: Tensor  # (rows,): the index of each sentence's first token
     first_only: bool  # whether the last layer computes first tokens alone
     states: Tensor | None = None  # (1, total, hidden): all states, in a layer that computes first tokens alone
+    heads: dict[int, tuple[Tensor, Tensor]] = field(
+        default_factory=dict
+    )  # the results of `of_heads`, made once a batch
+    masks: dict[tuple[int | None, bool], Tensor] = field(default_factory=dict)  # those of `visible`, made once a batch
+
+    def of_heads(self, heads: int) -> tuple[Tensor, Tensor]:
+        """Return indices of single heads: padded -> packed (rows, heads, longest), packed -> padded (total, heads)."""
+        if heads not in self.heads:
+            head = torch.arange(heads, device=self.row.device)
+            longest = self.padded.shape[1]
+            padded = (self.padded[:, None] * heads + head[:, None]).flatten()
+            packed = (self.row[:, None] * (heads * longest) + head * longest + self.column[:, None]).flatten()
+            self.heads[heads] = padded, packed
+        return self.heads[heads]
+
+    def visible(self, window: int | None, causal: bool) -> Tensor:
+        """Return which keys each query sees, (rows, 1, 1 or longest, longest): those of its sentence.
+
+        With a `window`, those at a distance below it; if `causal`, none that comes after the query.
+        """
+        longest = self.mask.shape[-1]
+        if not causal and (window is None or window >= longest):
+            return self.mask
+        key = (window, causal)
+        if key not in self.masks:
+            places = torch.arange(longest, device=self.mask.device)
+            distance = places[:, None] - places  # (longest, longest): query minus key
+            seen = distance >= 0 if causal else torch.ones_like(distance, dtype=torch.bool)
+            mask = self.mask & (seen if window is None else seen & (distance.abs() < window))
+            # A place of padding may see nothing: all keys for it, since a softmax over none is not a number.
+            self.masks[key] = mask | ~mask.any(dim=-1, keepdim=True)
+        return self.masks[key]
 
 
 def packing(lengths: Tensor, *, first_only: bool = False) -> Packing:
@@ -57,102 +77,3 @@ def packing(lengths: Tensor, *, first_only: bool = False) -> Packing:
         first=starts,
         first_only=first_only,
     )
-
-
-def packed_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    packing: Packing,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """Attend within each sentence of a packed row.
-
-    query, key, value: (1, heads, total, head size); returns (1, total, heads, head size). In a layer that computes first
-    tokens alone, the query and the result have `rows` instead of `total`. `transformers.AttentionInterface` sets the signature.
-    """
-    heads, size = query.shape[1], query.shape[-1]
-    rows, longest = packing.padded.shape
-    head = torch.arange(heads, device=query.device)
-    # Indices of single heads: padded -> packed (rows, heads, longest), and packed -> padded (total, heads).
-    padded = (packing.padded[:, None] * heads + head[:, None]).flatten()
-    packed = (packing.row[:, None] * (heads * longest) + head * longest + packing.column[:, None]).flatten()
-
-    def pad(states: Tensor) -> Tensor:  # (1, heads, total, size) -> (rows, heads, longest, size)
-        flat = states.transpose(1, 2).reshape(-1, size)
-        return _gather(flat, padded, packed, None).view(rows, heads, longest, size)
-
-    if packing.states is not None:
-        shape = (1, packing.states.shape[1], heads, size)
-        key, value = (project(packing.states).view(shape).transpose(1, 2) for project in _key_and_value(module))
-        queries = query[0].transpose(0, 1)[:, :, None]  # (rows, heads, 1, size)
-        attended = _attend(queries, pad(key), pad(value), packing.mask, dropout, scaling)
-        return attended.transpose(1, 2).transpose(0, 1), None
-    attended = _attend(pad(query), pad(key), pad(value), packing.mask, dropout, scaling).reshape(-1, size)
-    real = packing.mask.expand(rows, heads, 1, longest).reshape(-1, 1)
-    return _gather(attended, packed, padded, real).view(1, -1, heads, size), None
-
-
-def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: float, scaling: float | None) -> Tensor:
-    """Return the attention (rows, heads, queries, size) of a padded batch; mask: (rows, 1, 1, longest)."""
-    if dropout == 0 or query.device.type != "cpu":
-        return scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling)
-    # On a CPU torch's own function takes the same steps as soon as there is dropout, with slower random numbers.
-    scores = (query * (query.shape[-1] ** -0.5 if scaling is None else scaling)) @ key.transpose(-1, -2)
-    hidden = torch.zeros_like(mask, dtype=scores.dtype).masked_fill_(~mask, float("-inf"))
-    return drop((scores + hidden).softmax(-1), dropout) @ value
-
-
-class _Gather(torch.autograd.Function):
-    """Index rows; the backward pass is also a gather, faster than the default scatter-add."""
-
-    @staticmethod
-    def forward(ctx: Any, states: Tensor, index: Tensor, inverse: Tensor, real: Tensor | None) -> Tensor:
-        ctx.save_for_backward(inverse, real)
-        return states.index_select(0, index)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        inverse, real = ctx.saved_tensors
-        gradient = gradients[0].index_select(0, inverse)
-        return gradient if real is None else gradient.mul_(real), None, None, None
-
-
-def _gather(states: Tensor, index: Tensor, inverse: Tensor, real: Tensor | None) -> Tensor:
-    """Return `states[index]`; the gradient is gathered by `inverse` and multiplied by `real` (0 at padding)."""
-    return _Gather.apply(states, index, inverse, real)  # type: ignore[no-any-return, no-untyped-call]
-
-
-def _key_and_value(attention: nn.Module) -> tuple[nn.Module, nn.Module]:
-    """Return an attention's key and value projections; raises `AttributeError` where its family names them otherwise."""
-    names = ("key", "value") if hasattr(attention, "key") else ("k_lin", "v_lin")
-    return getattr(attention, names[0]), getattr(attention, names[1])
-
-
-def compute_first_tokens_in_last_layer(model: nn.Module, layers: int) -> None:
-    """Make the last layer of a model compute first tokens alone wherever the packing asks for it.
-
-    Raises `AttributeError` where the model has no list of that many layers, as where all layers are one module (ALBERT).
-    """
-
-    def first_tokens(
-        _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        layout: Packing | None = kwargs.get("packing")
-        if layout is None or not layout.first_only:
-            return None
-        states, *others = args  # states: (1, total, hidden)
-        return (states[:, layout.first], *others), kwargs | {"packing": replace(layout, states=states)}
-
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == layers]
-    if len(lists) != 1:
-        raise AttributeError("the model has no list of its layers")
-    lists[0][-1].register_forward_pre_hook(first_tokens, with_kwargs=True)
-
-
-AttentionInterface.register("packed", packed_attention)

@@ -1,21 +1,57 @@
-"""Token states to one embedding per sentence."""
+"""Token states to one embedding per sentence.
+
+The modes are those of sentence-transformers' Pooling module, which a folder of that library may name, alone or several:
+then their embeddings are concatenated in the order of `MODES`.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-POOLINGS = ("cls", "mean")
+# Our name of each mode -> what sentence-transformers calls it, and the flag for it in the files of old releases. The
+# order is that of concatenation there.
+MODES = {
+    "cls": ("cls", "pooling_mode_cls_token"),
+    "max": ("max", "pooling_mode_max_tokens"),
+    "mean": ("mean", "pooling_mode_mean_tokens"),
+    "mean_sqrt_len": ("mean_sqrt_len_tokens", "pooling_mode_mean_sqrt_len_tokens"),
+    "weightedmean": ("weightedmean", "pooling_mode_weightedmean_tokens"),
+    "last": ("lasttoken", "pooling_mode_lasttoken"),
+}
 
 
 def pool(states: Tensor, lengths: Tensor, pooling: str) -> Tensor:
-    """Return the embeddings (rows, hidden) of packed states (total, hidden) of sentences with `lengths` (rows,).
+    """Return the embeddings (rows, modes * hidden) of packed states (total, hidden); lengths: (rows,).
 
-    `cls` takes the first token's state of each sentence, `mean` the mean over its tokens.
+    `pooling` is one of `MODES`, or several joined by `+`. `cls` takes the first token's state of each sentence, `last`
+    the last one's, `max` the largest value of each dimension, `mean` the mean over its tokens, `mean_sqrt_len` their
+    sum divided by the square root of their number, `weightedmean` the mean weighted by 1, 2, 3, ... (Muennighoff 2022,
+    equation 1).
     """
-    if pooling == "cls":
-        return states[lengths.cumsum(0) - lengths]
-    return mean_pool(states, lengths)
+    parts = [_pool(states, lengths, mode) for mode in pooling.split("+")]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def _pool(states: Tensor, lengths: Tensor, mode: str) -> Tensor:
+    ends = lengths.cumsum(0)
+    if mode == "cls":
+        return states[ends - lengths]
+    if mode == "last":
+        return states[ends - 1]
+    if mode == "mean":
+        return mean_pool(states, lengths)
+    if mode == "mean_sqrt_len":
+        return mean_pool(states, lengths) * lengths[:, None].sqrt()
+    row = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)  # (total,)
+    if mode == "max":
+        start = states.new_full((len(lengths), states.shape[1]), float("-inf"))
+        return start.scatter_reduce(0, row[:, None].expand_as(states), states, reduce="amax")
+    if mode == "weightedmean":
+        weights = (torch.arange(len(row), device=row.device) - (ends - lengths)[row] + 1).to(states.dtype)
+        sums = states.new_zeros(len(lengths), states.shape[1]).index_add(0, row, states * weights[:, None])
+        return sums / (lengths * (lengths + 1) / 2)[:, None]
+    raise ValueError(f"{mode!r} is no pooling; the modes are {', '.join(MODES)}")
 
 
 def mean_pool(states: Tensor, lengths: Tensor) -> Tensor:

@@ -2,35 +2,48 @@
 
 Wraps a tokenizer of transformers. Where the `tokenizers` library alone gives the same ids, it is called directly, which
 takes about half the time; a tokenizer class may override the Python around it, so this is checked when it is loaded.
+
+What stands in a sentence is text. The tokens that the tokenizer's class itself uses, such as `[SEP]` or `<s>`, are cut
+into pieces when somebody has written them in a sentence. All other added tokens, special or not, are part of the
+vocabulary that the user wants: each stays whole.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Sequence
 
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
+from transformers.tokenization_python import Trie
 
 # A longer text is cut here before it is tokenised: no sentence of `max_length` tokens needs as many characters, and a
 # line of 100 MB would keep the tokenizer busy for minutes.
 MAX_CHARACTERS = 20_000
+CHARACTERS_PER_TOKEN = 64
 
 # Sentences on which a loaded encoder and its tokenizer are checked.
 PROBES = ("One.", "A somewhat longer sentence stands beside it.", "Three of them.")
 
 
 class SentenceTokenizer:
-    """A tokenizer of transformers that gives the token ids of sentences and nothing else."""
+    """A tokenizer of transformers that gives token ids of sentences, each after a `prompt`, and nothing else."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: str = "") -> None:
         self.pretrained = tokenizer
-        self.is_direct = _backend_gives_same_tokens(tokenizer)
-        self.opening, self.closing = _special_tokens(tokenizer)
+        self.prompt = prompt
+        self._reading = _for_reading(tokenizer)
+        self.gives_types = "token_type_ids" in tokenizer(PROBES[0])
+        self.is_direct = _backend_gives_same_tokens(self._reading)
+        # Tokens before and after every sentence, those of the prompt included.
+        self._added = _special_tokens(self._reading, "")
+        self.opening, self.closing = _special_tokens(self._reading, prompt) if prompt else self._added
 
     @property
     def special_tokens(self) -> int:
-        """The number of special tokens that are added to a sentence."""
+        """The number of tokens that every sentence has: those of the prompt and the special ones around it."""
         return self.opening + self.closing
 
     @property
@@ -38,14 +51,24 @@ class SentenceTokenizer:
         """The token id that fills padded batches; attention never sees it."""
         return self.pretrained.pad_token_id or 0
 
-    def tokenize(self, sentences: Sequence[str], max_length: int) -> list[list[int]]:
-        """Return the token ids of each sentence, special tokens included, cut at `max_length` tokens.
+    @property
+    def largest_id(self) -> int:
+        """The largest token id that a sentence can have; the mask token is in none."""
+        mask = self.pretrained.mask_token_id
+        return max((i for i in self.pretrained.get_vocab().values() if i != mask), default=0)
 
-        A special token written in a sentence, such as `[SEP]`, is text.
+    def tokenize(self, sentences: Sequence[str], max_length: int) -> list[list[int]]:
+        """Return the token ids of each sentence, prompt and special tokens included, cut at `max_length` tokens.
+
+        A token of the tokenizer's class written in a sentence, such as `[SEP]`, is text; the user's own tokens stay
+        whole.
         """
-        texts = [sentence[:MAX_CHARACTERS] for sentence in sentences]
+        most = max(MAX_CHARACTERS, CHARACTERS_PER_TOKEN * min(max_length, 10**6))
+        kept = slice(-most, None) if self.pretrained.truncation_side == "left" else slice(most)
+        texts = [(self.prompt + sentence)[kept] for sentence in sentences]
+        self._reading.truncation_side = self.pretrained.truncation_side
         tokenize = _backend_tokens if self.is_direct else _tokens
-        return tokenize(self.pretrained, texts, max_length)
+        return tokenize(self._reading, texts, max_length)
 
     def tokenize_and_mark(self, sentences: Sequence[str], max_length: int) -> tuple[list[list[int]], list[bool]]:
         """Return what `tokenize` returns, and which of the sentences were cut."""
@@ -54,7 +77,7 @@ class SentenceTokenizer:
         rows = self.tokenize(sentences, max_length + 1)
         cut = [len(row) > max_length for row in rows]
         cuts_left = self.pretrained.truncation_side == "left"
-        surplus = self.opening if cuts_left else max_length - self.closing
+        surplus = self._added[0] if cuts_left else max_length - self._added[1]
         for row, is_cut in zip(rows, cut, strict=True):
             if is_cut:
                 del row[surplus]
@@ -62,12 +85,45 @@ class SentenceTokenizer:
 
     def fingerprint(self) -> str:
         """Return a SHA-256 of all that decides which tokens a text becomes."""
-        backend = getattr(self.pretrained, "backend_tokenizer", None)
+        backend = getattr(self._reading, "backend_tokenizer", None)
+        around = (
+            [] if self.is_direct else [type(self.pretrained).__name__, str(sorted(self.pretrained.init_kwargs.items()))]
+        )
         if backend is None:
-            return _digest([type(self.pretrained).__name__, sorted(self.pretrained.get_vocab().items())])
+            return _digest([self.prompt, around, sorted(self.pretrained.get_vocab().items())])
         settings = json.loads(backend.to_str())
         # The most recent call leaves its truncation and padding there.
-        return _digest([settings[part] for part in sorted(settings) if part not in ("truncation", "padding")])
+        parts = [settings[part] for part in sorted(settings) if part not in ("truncation", "padding")]
+        return _digest([*parts, self.prompt, around] if self.prompt or around else parts)
+
+
+def user_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Return the added tokens that stay whole in a sentence: all but those that the tokenizer's class itself uses."""
+    own = set(_own_special_tokens(tokenizer))
+    return [token.content for token in tokenizer.added_tokens_decoder.values() if token.content not in own]
+
+
+def _own_special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    names = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+    found = (getattr(tokenizer, f"{name}_token", None) for name in names)
+    return [str(token) for token in found if token is not None]
+
+
+def _for_reading(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Return a copy for which the class's own tokens are text and the user's are not; what is saved stays as it was."""
+    reading = copy.copy(tokenizer)
+    reading.split_special_tokens = True
+    whole = set(user_tokens(tokenizer))
+    if not tokenizer.is_fast:
+        if whole and hasattr(tokenizer, "tokens_trie"):  # here the setting would split all added tokens
+            reading.split_special_tokens = False
+            reading.tokens_trie = Trie(whole)
+    elif any(token.special for token in tokenizer.added_tokens_decoder.values() if token.content in whole):
+        settings = json.loads(tokenizer.backend_tokenizer.to_str())
+        for token in settings["added_tokens"]:
+            token["special"] = token["special"] and token["content"] not in whole
+        reading._tokenizer = Tokenizer.from_str(json.dumps(settings))  # type: ignore[attr-defined]
+    return reading
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length: int) -> list[list[int]]:
@@ -75,7 +131,6 @@ def _tokens(tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length: in
         texts,
         truncation=True,
         max_length=max_length,
-        split_special_tokens=True,
         return_attention_mask=False,
         return_token_type_ids=False,
         verbose=False,
@@ -94,16 +149,17 @@ def _backend_tokens(tokenizer: PreTrainedTokenizerBase, texts: list[str], max_le
 def _backend_gives_same_tokens(tokenizer: PreTrainedTokenizerBase) -> bool:
     if not tokenizer.is_fast:
         return False
-    texts = [*PROBES, "", f"a {' '.join(tokenizer.all_special_tokens)} b"]
+    added = " ".join(user_tokens(tokenizer)[:8])
+    texts = [*PROBES, "", f"a {' '.join(tokenizer.all_special_tokens[:32])} b", f"a {added} b"]
     return all(_backend_tokens(tokenizer, texts, length) == _tokens(tokenizer, texts, length) for length in (6, 64))
 
 
-def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
-    """Return how many special tokens stand before a text and how many after it."""
-    row, empty = _tokens(tokenizer, [PROBES[0], ""], 16)
+def _special_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str) -> tuple[int, int]:
+    """Return how many tokens stand before a sentence, special ones and those of the prompt, and how many after it."""
+    row, empty = _tokens(tokenizer, [prompt + PROBES[0], prompt], 10_000)
     differs = (i for i, (token, special) in enumerate(zip(row, empty, strict=False)) if token != special)
     opening = next(differs, len(empty))
-    return opening, tokenizer.num_special_tokens_to_add() - opening
+    return opening, len(empty) - opening
 
 
 def _digest(content: object) -> str:

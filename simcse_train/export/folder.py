@@ -25,7 +25,14 @@ from simcse_train.runs.folder import checkpoint_path, checkpoints, run_of
 from simcse_train.runs.manifest import damage
 from simcse_train.runs.start import load_start
 
-PROBES = ("A man is playing a guitar.", "The market closed higher on Friday.", "Why?", "一只猫坐在垫子上。", "")
+PROBES = (
+    "A man is playing a guitar.",
+    "The market closed higher on Friday.",
+    "Why?",
+    "一只猫坐在垫子上。",
+    "",
+    "The two towns built a bridge of stone, which stood for ninety years. " * 20,
+)
 ATTEMPTS = 5  # a run that is still training may delete the checkpoint that was just chosen
 
 T = TypeVar("T")

@@ -121,11 +121,7 @@ def announcement(
         f"pooling, {'with' if encoder.head else 'without'} head, {config.precision} on {config.device}, "
         f"{'packed' if encoder.packed else 'padded'} batches. Folder: {run}",
     ]
-    if not encoder.packed:
-        lines.append(
-            "This encoder's attention can't be packed: padding is computed too, which is slower and gives the same "
-            "result."
-        )
+    lines += encoder.notes
     return lines
 
 

@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from simcse_train.config import TrainConfig
+from simcse_train.encoders.encoder import input_embeddings
 
 
 def make_optimizer(encoder: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
@@ -33,15 +35,15 @@ def parameter_groups(encoder: nn.Module, weight_decay: float) -> list[dict[str, 
     ]
 
 
-def keep_embedding_gradient(model: nn.Module) -> None:
+def keep_embedding_gradient(model: PreTrainedModel) -> None:
     """Give the word embeddings of a model on the CPU one dense gradient that every step reuses.
 
     A batch has a few thousand of the tens of thousands of tokens. torch would allocate a new matrix of zeros for all of
     them in each step, with a page fault for every 4 KiB, which costs more than all other zeros, copies and sums of a
     step.
     """
-    embeddings = model.get_input_embeddings()  # type: ignore[operator]
-    if isinstance(embeddings, nn.Embedding) and embeddings.weight.device.type == "cpu":
+    embeddings = input_embeddings(model)
+    if embeddings is not None and embeddings.weight.device.type == "cpu":
         embeddings.sparse = True
         embeddings.weight.grad = torch.zeros_like(embeddings.weight)
 

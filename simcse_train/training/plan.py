@@ -10,12 +10,12 @@ from typing import Any
 import torch
 import transformers
 
-from simcse_train.config import STARTER, TrainConfig, make_config, option
+from simcse_train.config import STARTER, TrainConfig, choices, make_config, option
 from simcse_train.data.batches import Batches, held_out_sentences
 from simcse_train.data.corpus import Corpus
 from simcse_train.data.training_pairs import TrainingPairs
 from simcse_train.data.views import Repetition
-from simcse_train.encoders.encoder import Encoder
+from simcse_train.encoders.encoder import Encoder, dropout_settings
 from simcse_train.encoders.probing import is_deterministic
 from simcse_train.errors import InputError
 from simcse_train.evaluation.diagnosis import diagnose, recommend
@@ -49,9 +49,12 @@ def resolve(config: TrainConfig, encoder: Encoder, run: Path) -> TrainConfig:
             f"at most {encoder.max_positions}."
         )
     if is_deterministic(encoder):
+        raise InputError(_without_noise(config, encoder))
+    if encoder.tokenizer.special_tokens >= config.max_length:
         raise InputError(
-            f"--model {config.model} has no dropout in its configuration. The two views of a sentence would be equal: "
-            "no noise, no positive pairs, nothing to learn. Set it with --dropout 0.1."
+            f"--max-length {config.max_length} leaves no token for the sentence: the prompt of {config.model} and the "
+            f"special tokens take {encoder.tokenizer.special_tokens}. Use at least "
+            f"{encoder.tokenizer.special_tokens + 8}."
         )
     device = find_device(config.device)
     data = [str(keep_standard_input(run).resolve()) if entry == "-" else _absolute(entry) for entry in config.data]
@@ -63,12 +66,13 @@ def resolve(config: TrainConfig, encoder: Encoder, run: Path) -> TrainConfig:
             "model": _absolute(config.model) if is_folder else config.model,
             "eval": _absolute(config.eval) if config.eval else None,
             "pairs": _absolute(config.pairs) if config.pairs else None,
-            "pooling": encoder.pooling,
+            # A concatenation can be named by the model's files alone.
+            "pooling": encoder.pooling if encoder.pooling in choices(TrainConfig.model_fields["pooling"]) else "auto",
             "projection": {"auto": "on" if encoder.pooling == "cls" else "off"}.get(
                 config.projection, config.projection
             ),
             "device": device,
-            "precision": find_precision(config.precision, device),
+            "precision": find_precision(config.precision, device, encoder.float32_only),
         }
     )
 
@@ -116,12 +120,32 @@ def find_device(wanted: str) -> str:
     return wanted
 
 
-def find_precision(wanted: str, device: str) -> str:
-    """Return the fastest precision that the device has in hardware; emulated bf16 is 100 times slower than fp32."""
+def _without_noise(config: TrainConfig, encoder: Encoder) -> str:
+    """Return why two passes give the same embedding, and what can be done."""
+    settings = dropout_settings(encoder.model.config)
+    equal = "The two views of a sentence would be equal: no noise, no positive pairs, nothing to learn."
+    if not settings:
+        return f"--model {config.model} has no setting for dropout. {equal} Choose another --model."
+    if max(settings.values()) > 0:
+        names = ", ".join(f"{name} {value:g}" for name, value in settings.items())
+        unused = f"The dropout of --model {config.model} ({names}) does not change its embeddings."
+        return f"{unused} {equal} Choose another --model."
+    return f"--model {config.model} has no dropout in its configuration. {equal} Set it with --dropout 0.1."
+
+
+def find_precision(wanted: str, device: str, float32_only: str = "") -> str:
+    """Return the fastest precision that the device has in hardware; emulated bf16 is 100 times slower than fp32.
+
+    `float32_only` says why the encoder can only be computed in float32, if that is so.
+    """
     if wanted == "fp16" and device != "cuda":
         raise InputError(f"--precision fp16 needs a CUDA GPU, not {device}. Use bf16 or fp32.")
-    if wanted != "auto":
-        return wanted
+    if float32_only and wanted not in ("auto", "fp32"):
+        raise InputError(
+            f"--precision {wanted} can't be used with this encoder, which fails in it ({float32_only}). Use fp32."
+        )
+    if wanted != "auto" or float32_only:
+        return "fp32" if wanted == "auto" else wanted
     if device == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     if device == "cpu":

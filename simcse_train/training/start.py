@@ -124,7 +124,7 @@ def _new_trainer(run: Path, config: TrainConfig, encoder: Encoder | None = None)
     # From here on a run that is killed can be resumed, also while a long text is tokenised.
     write_text(run / CONFIG, config_yaml(config))
     if config.projection == "on":
-        spread = encoder.model.config.initializer_range
+        spread = getattr(encoder.model.config, "initializer_range", None) or 0.02  # XLM has none
         encoder.head = projection_head(encoder.hidden_size, seed=config.seed, initializer_range=spread)
     corpus, training_pairs = _open_texts(config, encoder)
     if config.objective == "auto":
