@@ -112,7 +112,7 @@ class TrainConfig(BaseModel):
         OBJECTIVE, "Divides the cosines before training.", "X", of={"relational": 0.1, "soft": 0.04}
     )
     neighbours: Annotated[int, Field(ge=0)] | None = _setting(
-        OBJECTIVE, "Nearest neighbours of a sentence to use.", "K", of={"relational": 10, "soft": 0, "neighbours": 5}
+        OBJECTIVE, "Nearest neighbours of a sentence to use.", "K", of={"relational": 5, "soft": 0, "neighbours": 5}
     )
     tau_plus: Unit | None = _setting(
         OBJECTIVE, "Assumed share of sentences with the anchor's meaning.", "P", of={"debiased": 0.1}

@@ -68,5 +68,5 @@ def recommend(diagnosis: Diagnosis) -> tuple[dict[str, Any], str]:
     narrow = f"the encoder is tuned for sentences and the text is narrow: {hardest}"
     agreement = f"clusterings agree to {diagnosis.cluster_agreement:.2f}"
     if diagnosis.is_clustered:
-        return {"objective": "relational", "neighbours": 10}, f"{narrow}, and it falls into topics: {agreement}"
+        return {"objective": "relational", "neighbours": 5}, f"{narrow}, and it falls into topics: {agreement}"
     return {"objective": "relational", "neighbours": 0}, f"{narrow}, without clear topics: {agreement}"

@@ -23,7 +23,7 @@ RUNS = 4  # of k-means
 
 @torch.inference_mode()
 def embed_views(encoder: Encoder, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Return two views (rows, hidden) of tokenised sentences that differ by dropout alone, normalised, without the head.
+    """Return two views (rows, hidden) of tokenised sentences, normalised, without the head; only dropout differs.
 
     The noise is the same in each call, so that two calls compare encoders and not random draws.
     """
@@ -63,7 +63,7 @@ def nearest_rows(embeddings: Tensor, k: int = NEIGHBOURS) -> Tensor:
 
 
 def neighbours_kept(before: Tensor, after: Tensor) -> float:
-    """Return the mean share of each row's nearest rows that are the same in two spaces; both: `nearest_rows`, (rows, k)."""
+    """Return the mean share of nearest rows that are the same in two spaces; both (rows, k), from `nearest_rows`."""
     return float((before[:, :, None] == after[:, None, :]).any(dim=2).float().mean())
 
 
