@@ -27,7 +27,7 @@ MEASURES = {
 LOST_NEIGHBOURS = 0.6  # fewer neighbours kept than this in a text with topics: the encoder forgot what it knew
 LOST_EVERYWHERE = 0.35  # the same for a text without topics, where sentences have no close neighbours to lose
 LOST_CONTRAST = -0.05  # relative change of the contrast from which topics are less clear
-GAINED_CONTRAST = 0.05
+GAINED_CONTRAST = 0.1
 CLEAR_SCORE = 0.25  # a smaller change of the labelled score is noise
 
 

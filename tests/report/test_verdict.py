@@ -31,8 +31,8 @@ def after(**changes: float) -> dict[str, float]:
     [
         (TUNED, after(neighbours_kept=0.5), Outcome.HARMED),
         (TUNED, after(neighbours_kept=0.9, neighbour_contrast=0.45), Outcome.HARMED),
-        (TUNED, after(neighbours_kept=0.8, neighbour_contrast=0.55), Outcome.HELPED),
-        (TUNED, after(neighbours_kept=0.5, neighbour_contrast=0.55), Outcome.HARMED),
+        (TUNED, after(neighbours_kept=0.8, neighbour_contrast=0.56), Outcome.HELPED),
+        (TUNED, after(neighbours_kept=0.5, neighbour_contrast=0.56), Outcome.HARMED),
         (TUNED, after(neighbours_kept=0.9, neighbour_contrast=0.51), Outcome.UNCLEAR),
         # Without topics before training, sentences have no close neighbours to lose or to gain.
         (after(cluster_agreement=0.2), after(neighbours_kept=0.5, neighbour_contrast=0.3), Outcome.UNCLEAR),
