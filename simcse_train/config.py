@@ -70,7 +70,10 @@ class TrainConfig(BaseModel):
         TEXT, "Pairs to learn from: anchor, positive and, if you have it, hard negative; alone or with --data.", "FILE"
     )
     text_column: str | None = _setting(
-        TEXT, "Column of csv, tsv, jsonl or parquet.", "NAME", auto="the only one with text"
+        TEXT, "Column of csv, tsv, JSON, parquet or Arrow.", "NAME", auto="the only one with text"
+    )
+    encoding: str | None = _setting(
+        TEXT, "Encoding of --data, such as gb18030 or cp1252.", "NAME", auto="UTF-8, or what the text itself shows"
     )
     max_length: Annotated[int, Field(ge=3)] = _setting(TEXT, "Tokens after which a sentence is cut.", "N", default=32)
 

@@ -18,12 +18,14 @@ SHAPES: dict[str, dict[str, int]] = {
 
 def read_sentences(path: Path, count: int) -> list[str]:
     """Return the first distinct sentences of a text; raises `InputError` if it has fewer."""
-    from simcse_train.data.files import find_files, open_file, read_texts
+    from simcse_train.data.files import find_files, open_file
+    from simcse_train.data.source import named
+    from simcse_train.data.texts import read_texts
 
     sentences: dict[str, None] = {}
     for file in find_files([str(path)]):
         with open_file(file) as raw:
-            for text in read_texts(raw, file, None):
+            for text in read_texts(raw, named(file)):
                 if len(sentences) == count:
                     return list(sentences)
                 if sentence := " ".join(text.split()):

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from simcse_train.cli.app import EncoderArgument, PoolingOption, TextColumnOption, app, quiet
+from simcse_train.cli.app import EncoderArgument, EncodingOption, PoolingOption, TextColumnOption, app, quiet
 from simcse_train.errors import InputError
 
 
@@ -24,6 +24,7 @@ def evaluate_command(
         str | None, typer.Option(metavar="NAME", help="--data is a table of sentences; this column has their labels.")
     ] = None,
     text_column: TextColumnOption = None,
+    encoding: EncodingOption = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
 ) -> None:
     """Score an encoder on STS tables, your own pairs or labels, or the transfer tasks."""
@@ -31,6 +32,8 @@ def evaluate_command(
         raise InputError(f"--tasks {tasks} must be sts or transfer.")
     if label_column is not None and tasks == "transfer":
         raise InputError("--label-column and --tasks transfer can't be used together: choose one of them.")
+    if encoding is not None and tasks == "transfer":
+        raise InputError("--encoding is for a file of pairs or labels, not for --tasks transfer. Leave it out.")
     if text_column is not None and label_column is None:
         raise InputError("--text-column is for labelled sentences: name the column of the labels with --label-column.")
     quiet()
@@ -39,23 +42,24 @@ def evaluate_command(
 
     loaded, progress = load_saved_encoder(encoder, pooling=pooling), sys.stderr.isatty()
     if label_column is not None:
-        scores = labels.evaluate_labels(loaded, data, label_column, text_column, show_progress=progress)
+        scores = labels.evaluate_labels(loaded, data, label_column, text_column, encoding, show_progress=progress)
         typer.echo(labels.as_json(scores) if json else labels.table(scores, data.name))
         return
     if tasks == "transfer":
         results = transfer.evaluate_transfer(loaded, data, show_progress=progress)
         typer.echo(transfer.as_json(results) if json else transfer.table(results))
         return
-    rows = sts.evaluate(loaded, data, show_progress=progress)
+    rows = sts.evaluate(loaded, data, encoding, show_progress=progress)
     typer.echo(sts.as_json(rows) if json else sts.table(rows))
 
 
 @app.command("encode")
 def encode_command(
     encoder: EncoderArgument,
-    source: Annotated[str, typer.Argument(metavar="INPUT", help="Text file, or - for standard input.")],
+    source: Annotated[str, typer.Argument(metavar="INPUT", help="Text or table, or - for standard input.")],
     target: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Ends in .npy, .safetensors or .parquet.")],
     text_column: TextColumnOption = None,
+    encoding: EncodingOption = None,
     normalize: Annotated[bool, typer.Option(help="Scale every row to length 1.")] = True,
     pooling: PoolingOption = "auto",
 ) -> None:
@@ -65,7 +69,7 @@ def encode_command(
     from simcse_train.search.encode import encode_file
 
     loaded = load_saved_encoder(encoder, pooling=pooling)
-    rows, width = encode_file(loaded, source, target, text_column=text_column, normalized=normalize)
+    rows, width = encode_file(loaded, source, target, text_column=text_column, encoding=encoding, normalized=normalize)
     typer.echo(f"Wrote {rows:,} rows of {width} to {target}.")
 
 

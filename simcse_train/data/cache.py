@@ -1,8 +1,8 @@
 """The cache of tokenised text.
 
-A text is read once: every line is decoded, trimmed, hashed and tokenised in a stream, and written to an Arrow file in the
-cache. The next run on the same text with the same tokenizer opens that file and reads nothing else. Memory: eight bytes
-a line.
+A text is read once: every line is decoded, trimmed, hashed and tokenised in a stream, and written to an Arrow file in
+the cache. The next run on the same text with the same tokenizer opens that file and reads nothing else. Memory: eight
+bytes a line.
 """
 
 from __future__ import annotations
@@ -25,13 +25,16 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from simcse_train.data.files import open_file, read_texts
+from simcse_train.data.files import open_file
+from simcse_train.data.source import Source, named
+from simcse_train.data.texts import read_texts
 from simcse_train.encoders.tokenizer import MAX_CHARACTERS, SentenceTokenizer
 from simcse_train.errors import InputError
 
 # How much is tokenised and written at once: enough to use every core, little enough that long lines do not fill memory.
 CHUNK_SENTENCES = 4096
 CHUNK_CHARACTERS = 4_000_000
+SAID = 5  # files of which the screen says how they were understood
 
 SCHEMA = pa.schema({"text": pa.string(), "input_ids": pa.list_(pa.int32())})
 
@@ -53,25 +56,30 @@ def cache_folder() -> Path:
 
 
 def tokenised_folder(fingerprint: str, tokenizer: SentenceTokenizer, max_length: int) -> Path:
+    """Return the folder of the cache for a text, a tokenizer and a length."""
     return cache_folder() / digest([fingerprint, tokenizer.fingerprint(), max_length])[:32]
 
 
 def build(
     files: list[Path],
     text_column: str | None,
+    encoding: str | None,
     tokenizer: SentenceTokenizer,
     max_length: int,
     folder: Path,
     before: list[tuple[int, int]],
 ) -> None:
-    """Write the cache folder of a corpus, all of it or none; `before` is what the files looked like when they were hashed."""
+    """Write the cache folder of a corpus, all of it or none.
+
+    `before` is what the files looked like when they were hashed.
+    """
     partial = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.partial")
     try:
         with _claim(partial):
-            hashes, lines, empty, cut = _write_sentences(
-                files, text_column, tokenizer, max_length, partial / "sentences.arrow"
-            )
-            # Of equal sentences the first stays. 64-bit hashes: among 5 million lines the chance of one clash is below 1e-6.
+            sources = [named(path, text_column=text_column, encoding=encoding) for path in files]
+            hashes, lines, empty, cut = _write_sentences(sources, tokenizer, max_length, partial / "sentences.arrow")
+            # Of equal sentences the first stays. 64-bit hashes: among 5 million lines the chance of one clash is below
+            # 1e-6.
             rows = _first_of_each(hashes)
             np.save(partial / "rows.npy", rows)
             counts = Counts(lines, empty, len(hashes) - len(rows), int(cut[rows].sum()), len(rows))
@@ -89,7 +97,8 @@ def build(
         if folder.is_dir():  # another run on the same text was faster
             return
         raise InputError(
-            f"The tokenised text can't be kept in {folder.parent} ({error.strerror or error}). Free space, or set XDG_CACHE_HOME to "
+            f"The tokenised text can't be kept in {folder.parent} ({error.strerror or error}). Free space, or set "
+            "XDG_CACHE_HOME to "
             "another folder."
         ) from None
     finally:
@@ -97,7 +106,10 @@ def build(
 
 
 def _claim(partial: Path) -> IO[str]:
-    """Make a folder to build in, sweep those of dead processes, and return the open file whose lock says that this one is alive."""
+    """Make a folder to build in, and sweep those of dead processes.
+
+    Returns the open file whose lock says that this one is alive.
+    """
     partial.parent.mkdir(parents=True, exist_ok=True)
     with (partial.parent / ".lock").open("w") as guard:
         fcntl.flock(guard, fcntl.LOCK_EX)
@@ -128,23 +140,25 @@ def stamp(path: Path) -> tuple[int, int]:
 
 
 def _write_sentences(
-    files: list[Path], text_column: str | None, tokenizer: SentenceTokenizer, max_length: int, target: Path
+    sources: list[Source], tokenizer: SentenceTokenizer, max_length: int, target: Path
 ) -> tuple[NDArray[np.uint64], int, int, NDArray[np.bool_]]:
-    """Tokenise all files into one Arrow file; return a hash and a cut mark per sentence, and the counts of lines and empty ones."""
+    """Tokenise all files into one Arrow file.
+
+    Returns a hash and a cut mark per sentence, and the counts of lines and of empty ones.
+    """
     hashes: list[NDArray[np.uint64]] = []
     cuts: list[NDArray[np.bool_]] = []
     lines = empty = done = 0
     special = tokenizer.special_tokens
-    sizes = [stamp(path)[0] for path in files]
+    sizes = [stamp(Path(source.name))[0] for source in sources]
     with (
         pa.ipc.new_stream(str(target), SCHEMA) as writer,
         tqdm(total=sum(sizes), desc="tokenise", unit="B", unit_scale=True, leave=False) as bar,
     ):
-        for path, size in zip(files, sizes, strict=True):
-            with open_file(path) as raw:
-                for found, texts, ids, cut in _tokenised(
-                    _chunks(read_texts(raw, path, text_column)), tokenizer, max_length
-                ):
+        for place, (source, size) in enumerate(zip(sources, sizes, strict=True)):
+            with open_file(Path(source.name)) as raw:
+                records = read_texts(raw, source, say=place < SAID)
+                for found, texts, ids, cut in _tokenised(_chunks(records), tokenizer, max_length):
                     lines += found
                     # A text of control characters alone has no token: it is as empty as a blank line.
                     full = [i for i, row in enumerate(ids) if len(row) > special]
@@ -171,7 +185,10 @@ def _write_sentences(
 def _tokenised(
     chunks: Iterable[list[str]], tokenizer: SentenceTokenizer, max_length: int
 ) -> Iterator[tuple[int, list[str], list[list[int]], list[bool]]]:
-    """Yield of each chunk its number of lines, its texts, their token ids and which were cut; a thread works one chunk ahead."""
+    """Yield of each chunk its number of lines, its texts, their token ids and which were cut.
+
+    A thread works one chunk ahead.
+    """
 
     def tokenise(chunk: list[str]) -> tuple[int, list[str], list[list[int]], list[bool]]:
         texts = [text for line in chunk if (text := line.strip())]
@@ -212,6 +229,7 @@ def _chunks(texts: Iterator[str]) -> Iterator[list[str]]:
 
 
 def file_hash(path: Path) -> str:
+    """Return the SHA-256 of a file; raises `InputError` if it can't be read."""
     with open_file(path) as stream:
         try:
             return hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
@@ -226,4 +244,5 @@ def _hash(text: str) -> int:
 
 
 def digest(content: object) -> str:
+    """Return the SHA-256 of what can be written as JSON."""
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()

@@ -18,12 +18,14 @@ import pyarrow as pa
 from datasets import Dataset
 from numpy.typing import NDArray
 
-from simcse_train.data.cache import Counts, build, digest, file_hash, stamp, tokenised_folder
-from simcse_train.data.files import find_files, text_format
+from simcse_train.data.cache import SAID, Counts, build, digest, file_hash, stamp, tokenised_folder
+from simcse_train.data.files import find_files, open_file
+from simcse_train.data.source import inner_ending, named
+from simcse_train.data.texts import read_texts
 from simcse_train.encoders.tokenizer import SentenceTokenizer
 from simcse_train.errors import InputError
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2  # how a file is understood; another number reads every text anew
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +54,8 @@ class Corpus:
 
     def _read(self, dataset: Dataset, sentences: NDArray[np.int64]) -> dict[str, list[Any]]:
         found: dict[str, list[Any]] = dataset[self.rows[sentences].tolist()]
-        # What was read stays in the system's cache but not in this process, whose memory would grow to the size of the file.
+        # What was read stays in the system's cache but not in this process, whose memory would grow to the size of the
+        # file.
         self.mapped.madvise(mmap.MADV_DONTNEED)
         return found
 
@@ -63,12 +66,13 @@ def open_corpus(
     tokenizer: SentenceTokenizer,
     max_length: int,
     expected: str | None = None,
+    encoding: str | None = None,
 ) -> Corpus:
     """Return the sentences of the files, folders and globs in `data`, each cut at `max_length` tokens.
 
-    Tokenised text is kept in the cache and used again. `expected` is the fingerprint that the text must have. If the files are gone,
-    the tokenised copy of that text will do. Raises `InputError` if a file can't be read, holds no text or another text, or if fewer
-    than two sentences remain.
+    Tokenised text is kept in the cache and used again. `expected` is the fingerprint that the text must have. If the
+    files are gone, the tokenised copy of that text will do. Raises `InputError` if a file can't be read, holds no
+    text or another text, or if fewer than two sentences remain.
     """
     try:
         files = find_files(data)
@@ -83,16 +87,26 @@ def open_corpus(
     before = [stamp(path) for path in files]
     hashes = [file_hash(path) for path in files]
     fingerprint = digest(
-        [CACHE_VERSION, [[digest, text_format(path)] for digest, path in zip(hashes, files, strict=True)], text_column]
+        [
+            CACHE_VERSION,
+            [[content, inner_ending(path)] for content, path in zip(hashes, files, strict=True)],
+            text_column,
+            encoding,
+        ]
     )
     if expected not in (None, fingerprint):
         raise InputError(
-            f"--data {' '.join(data)} is not the text that the run was trained on: its content has changed. Put the old text back, or "
+            f"--data {' '.join(data)} is not the text that the run was trained on: its content has changed. Put the "
+            "old text back, or "
             "start a new run from the encoder with --model."
         )
     folder = tokenised_folder(fingerprint, tokenizer, max_length)
     if not folder.is_dir():
-        build(files, text_column, tokenizer, max_length, folder, before)
+        build(files, text_column, encoding, tokenizer, max_length, folder, before)
+    else:  # say again how the files are understood
+        for path in files[:SAID]:
+            with open_file(path) as raw:
+                next(read_texts(raw, named(path, text_column=text_column, encoding=encoding)), None)
     return _open(folder, data, fingerprint)
 
 
@@ -102,7 +116,8 @@ def _open(folder: Path, data: Sequence[str], fingerprint: str) -> Corpus:
         counts = Counts(**json.loads((folder / "counts.json").read_text()))
         with (folder / "sentences.arrow").open("rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        # Not `Dataset.from_file`, whose map of the file is out of reach; a fingerprint, or it would hash the whole text for one.
+        # Not `Dataset.from_file`, whose map of the file is out of reach; a fingerprint, or it would hash the whole
+        # text for one.
         dataset = Dataset(pa.ipc.open_stream(pa.py_buffer(mapped)).read_all(), fingerprint=fingerprint)
         rows = np.load(folder / "rows.npy", mmap_mode="r")
         if len(rows) != counts.sentences or (len(rows) and rows[-1] >= len(dataset)):
@@ -114,7 +129,8 @@ def _open(folder: Path, data: Sequence[str], fingerprint: str) -> Corpus:
     if counts.sentences < 2:
         found = {0: "no sentence", 1: "a single sentence"}[counts.sentences]
         raise InputError(
-            f"--data {' '.join(data)} holds {found} ({counts.lines} lines, {counts.empty} empty, {counts.duplicates} duplicates); "
+            f"--data {' '.join(data)} holds {found} ({counts.lines} lines, {counts.empty} empty, {counts.duplicates} "
+            "duplicates); "
             "at least two different ones are needed, one a line."
         )
     return Corpus(dataset, dataset.select_columns("input_ids"), mapped, rows, counts, fingerprint)

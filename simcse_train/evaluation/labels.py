@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,9 @@ from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 from sklearn.metrics import normalized_mutual_info_score
 
-from simcse_train.data.files import COMPRESSION, open_file, read_lines, read_texts, text_format
+from simcse_train.data.files import one_file, open_file
+from simcse_train.data.source import named
+from simcse_train.data.texts import read_labelled_texts
 from simcse_train.encoders.encoder import Encoder
 from simcse_train.errors import InputError
 from simcse_train.search.index import nearest
@@ -39,13 +40,19 @@ class LabelScores:
 
 
 def evaluate_labels(
-    encoder: Encoder, data: Path, label_column: str, text_column: str | None, *, show_progress: bool = False
+    encoder: Encoder,
+    data: Path,
+    label_column: str,
+    text_column: str | None,
+    encoding: str | None = None,
+    *,
+    show_progress: bool = False,
 ) -> LabelScores:
     """Score an encoder on a table of labelled sentences.
 
     Raises `InputError` if it cannot be read, or holds fewer than two labels or no label twice.
     """
-    sentences, labels = read_labelled(data, label_column, text_column)
+    sentences, labels = read_labelled(data, label_column, text_column, encoding)
     return score_labels(encoder.encode(sentences, show_progress=show_progress), labels)
 
 
@@ -70,24 +77,24 @@ def _clustering_agreement(embeddings: NDArray[np.float32], numbers: NDArray[np.i
     return 100 * float(normalized_mutual_info_score(numbers, clusters))
 
 
-def read_labelled(path: Path, label_column: str, text_column: str | None) -> tuple[list[str], list[str]]:
-    """Return the sentences and labels of a table (csv, tsv, jsonl or parquet); records without either are left out.
+def read_labelled(
+    path: Path, label_column: str, text_column: str | None, encoding: str | None = None
+) -> tuple[list[str], list[str]]:
+    """Return the sentences and labels of a table of any format; records without either are left out.
 
-    A csv or tsv without a header has its columns named by their number, from 1. Raises `InputError` if the table cannot
-    be read or its labels cannot be scored.
+    A table without a header has its columns named by their number, from 1. Raises `InputError` if the table cannot be
+    read or its labels cannot be scored.
     """
-    if not path.is_file():
+    if not path.exists():
         raise InputError(f"--data {path}: there is no such file. --label-column needs a table of labelled sentences.")
-    if label_column.isdecimal() and text_format(path) == ".tsv":
-        texts, labels = _columns_by_number(path, label_column, text_column)
-    else:
-        labels = _column(path, label_column)
-        texts = _column(path, text_column)
-    records = [
-        (text.strip(), label.strip())
-        for text, label in zip_longest(texts, labels, fillvalue="")
-        if text.strip() and label.strip()
-    ]
+    file = one_file(path, "--data")
+    source = named(file, "--data", text_column=text_column, encoding=encoding, label_column=label_column)
+    with open_file(file) as raw:
+        records = [
+            (text.strip(), label.strip())
+            for text, label in read_labelled_texts(raw, source)
+            if text.strip() and label.strip()
+        ]
     kinds = len({label for _, label in records})
     if kinds < 2 or kinds == len(records):
         found = f"{len(records):,} labelled sentences with {kinds:,} different labels"
@@ -96,30 +103,6 @@ def read_labelled(path: Path, label_column: str, text_column: str | None) -> tup
             "needed, and one of them on two sentences."
         )
     return [text for text, _ in records], [label for _, label in records]
-
-
-def _column(path: Path, name: str | None) -> list[str]:
-    """Return the text of one column, an empty text where a record has none."""
-    with open_file(path) as raw:
-        return list(read_texts(raw, path, name))
-
-
-def _columns_by_number(path: Path, label_column: str, text_column: str | None) -> tuple[list[str], list[str]]:
-    with open_file(path) as raw:
-        decompress = COMPRESSION.get(path.suffix.lower())
-        rows = [
-            line.split("\t") for _, line in read_lines(decompress(raw) if decompress else raw, path) if line.strip()
-        ]
-    width = len(rows[0]) if rows else 0
-    label = int(label_column)
-    text = int(text_column) if text_column and text_column.isdecimal() else 3 - label if width == 2 else 0
-    for option, number in (("--label-column", label), ("--text-column", text)):
-        if not 1 <= number <= width:
-            raise InputError(f"{path} has {width} columns: {option} must be a number from 1 to {width}.")
-    for number, row in enumerate(rows, start=1):
-        if len(row) != width:
-            raise InputError(f"{path}, line {number} has {len(row)} fields where the first line has {width}.")
-    return [row[text - 1] for row in rows], [row[label - 1] for row in rows]
 
 
 def table(scores: LabelScores, name: str) -> str:

@@ -15,8 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from simcse_train.data.files import open_file, read_lines
-from simcse_train.data.pairs import Pair, parse_pair, read_pairs
+from simcse_train.data.files import is_saved_data_set, one_file
+from simcse_train.data.lines import plain_lines
+from simcse_train.data.pairs import Pair, Place, parse_pair, read_pairs
+from simcse_train.data.source import named
 from simcse_train.encoders.encoder import Encoder
 from simcse_train.errors import InputError
 
@@ -32,37 +34,58 @@ SUBSETS = {
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: a set, its score x 100 (None where the set is missing or can't be ranked), and what is missing."""
+    """One line of the table.
+
+    A set, its score x 100 (None where the set is missing or can't be ranked), and what is missing.
+    """
 
     name: str
     score: float | None
     pairs: int
     missing: tuple[str, ...] = ()
+    reason: str | None = None  # why there is no score, where there are pairs
 
 
-def evaluate(encoder: Encoder, data: Path, *, show_progress: bool = False) -> list[Row]:
-    """Score an encoder on a file of pairs, or on a folder with the STS sets (all of SentEval's `data/downstream`, or some).
+def evaluate(encoder: Encoder, data: Path, encoding: str | None = None, *, show_progress: bool = False) -> list[Row]:
+    """Score an encoder on a file of pairs, or on a folder with the STS sets.
 
-    Raises `InputError` if there is nothing to read.
+    The folder is SentEval's `data/downstream`, with all sets or some. `encoding` is that of a file of pairs; without
+    it, it is told from the text. Raises `InputError` if there is nothing to read, or if the pairs of a file can't be
+    ranked.
     """
     if not data.exists():
         raise InputError(f"--data {data}: there is no such file or folder. Check the path.")
-    if data.is_file():
-        pairs = read_pairs(data)
-        return [Row(data.stem, similarity_score(encoder, pairs, show_progress=show_progress), len(pairs))]
-    rows = []
-    for name, (pairs, missing) in _sts_sets(data).items():
-        score = similarity_score(encoder, pairs, show_progress=show_progress) if pairs else None
-        rows.append(Row(name, score, len(pairs), missing))
+    if data.is_file() or is_saved_data_set(data):
+        pairs = read_pairs(one_file(data, "--data"), "--data", encoding)
+        return [_row(encoder, data.stem, pairs, (), show_progress)]
+    if encoding is not None:
+        raise InputError(
+            f"--encoding {encoding}: --data {data} is a folder of STS sets, which are UTF-8. Leave it out."
+        )
+    rows = [_row(encoder, name, pairs, missing, show_progress) for name, (pairs, missing) in _sts_sets(data).items()]
     if not any(row.pairs for row in rows):
         raise InputError(
             f"--data {data} holds none of the STS sets. Give SentEval's data/downstream, a folder with "
-            "STSBenchmark/sts-test.csv, or a file of your own pairs."
+            "STSBenchmark/sts-test.csv, or a "
+            "file of your own pairs."
         )
     scores = [row.score for row in rows if row.score is not None and not row.missing]
     if len(scores) == len(rows):
         rows.append(Row("average", sum(scores) / len(scores), sum(row.pairs for row in rows)))
     return rows
+
+
+def _row(encoder: Encoder, name: str, pairs: list[Pair], missing: tuple[str, ...], show_progress: bool) -> Row:
+    score = similarity_score(encoder, pairs, show_progress=show_progress) if pairs else None
+    reason = None
+    if pairs and score is None:
+        equal = len({pair.score for pair in pairs}) < 2
+        reason = (
+            f"all {len(pairs)} pairs have the same label"
+            if equal
+            else "the encoder gives all pairs the same cosine, or one that is not a number"
+        )
+    return Row(name, score, len(pairs), missing, reason)
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -71,7 +94,8 @@ def table(rows: Sequence[Row]) -> str:
     for row in rows:
         score = "missing" if not row.pairs else "undefined" if row.score is None else f"{row.score:.2f}"
         gaps = f"  without {', '.join(row.missing)}" if row.missing and row.pairs else ""
-        lines.append(f"{row.name:<14}{score:>15}{row.pairs:>9}{gaps}")
+        reason = f"  {row.reason}" if row.reason else ""
+        lines.append(f"{row.name:<14}{score:>15}{row.pairs:>9}{gaps}{reason}")
     if any(row.missing for row in rows):
         lines.append("No average: it is defined over all seven sets.")
     return "\n".join(lines)
@@ -116,31 +140,34 @@ def _sts_sets(folder: Path) -> dict[str, tuple[list[Pair], tuple[str, ...]]]:
         sets[year] = (pairs, tuple(missing))
     benchmark = sts / "STSBenchmark" / "sts-test.csv"
     sick = folder / "SICK" / "SICK_test_annotated.txt"
-    sets["STS-B"] = (read_pairs(benchmark), ()) if benchmark.is_file() else ([], ("STSBenchmark/sts-test.csv",))
+    sets["STS-B"] = (
+        (read_pairs(benchmark, "--data"), ()) if benchmark.is_file() else ([], ("STSBenchmark/sts-test.csv",))
+    )
     sets["SICK-R"] = (_sick(sick), ()) if sick.is_file() else ([], ("SICK/SICK_test_annotated.txt",))
     return sets
 
 
 def _subset(sentences: Path, gold: Path) -> list[Pair]:
-    with open_file(sentences) as raw, open_file(gold) as scores:
-        texts = [line for _, line in read_lines(raw, sentences)]
-        labels = [line for _, line in read_lines(scores, gold)]
-    if len(texts) != len(labels):
+    texts, scores = plain_lines(named(sentences)), plain_lines(named(gold))
+    if len(texts) != len(scores):
         raise InputError(
-            f"{sentences} has {len(texts)} lines and {gold.name} {len(labels)}; they must match line by line."
+            f"--data {sentences} has {len(texts)} lines and {gold.name} {len(scores)}; they must match line by line."
         )
     pairs = []
-    for number, (text, label) in enumerate(zip(texts, labels, strict=True), start=1):
+    for (number, text), (_, label) in zip(texts, scores, strict=True):
         fields = text.split("\t")
         if len(fields) < 2:
-            raise InputError(f"{sentences}, line {number} does not hold two sentences with a tab between them.")
-        if (pair := parse_pair([fields[0], fields[1], label], gold, number)) is not None:
+            raise named(sentences).error("does not hold two sentences with a tab between them.", number)
+        if (pair := parse_pair([fields[0], fields[1], label], Place(named(gold), number))) is not None:
             pairs.append(pair)
     return pairs
 
 
 def _sick(path: Path) -> list[Pair]:
-    with open_file(path) as raw:
-        lines = [(number, line.split("\t")) for number, line in read_lines(raw, path) if line.strip()]
-    pairs = [parse_pair(record[1:4], path, number) for number, record in lines[1:] if len(record) >= 4]
-    return [pair for pair in pairs if pair is not None]
+    """Read SICK: a header, then number, sentence, sentence, relatedness and more, with tabs."""
+    pairs = []
+    for number, line in plain_lines(named(path))[1:]:
+        fields = line.split("\t")
+        if len(fields) >= 4 and (pair := parse_pair(fields[1:4], Place(named(path), number))) is not None:
+            pairs.append(pair)
+    return pairs

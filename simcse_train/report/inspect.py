@@ -16,7 +16,9 @@ import numpy as np
 from torch import Tensor
 
 from simcse_train.config import option
-from simcse_train.data.files import find_files, open_file, read_texts
+from simcse_train.data.files import find_files, open_file
+from simcse_train.data.source import named
+from simcse_train.data.texts import read_texts
 from simcse_train.encoders.loading import load_encoder
 from simcse_train.encoders.tokenizer import SentenceTokenizer
 from simcse_train.errors import InputError
@@ -134,7 +136,7 @@ def sample_text(data: Sequence[str], text_column: str | None, size: int) -> tupl
     lines = empty = duplicates = 0
     for path in find_files(data):
         with open_file(path) as raw:
-            for line in read_texts(raw, path, text_column):
+            for line in read_texts(raw, named(path, text_column=text_column)):
                 lines += 1
                 sentence = line.strip()
                 if not sentence:

@@ -155,7 +155,14 @@ def _look(
     """Return the text's counts, the number of held-out sentences, and how both encoders see them."""
     start = load_start(run, config)
     expected = state.corpus if state else None
-    corpus = open_corpus(config.data, config.text_column, start.tokenizer, config.max_length, expected=expected)
+    corpus = open_corpus(
+        config.data,
+        config.text_column,
+        start.tokenizer,
+        config.max_length,
+        expected=expected,
+        encoding=config.encoding,
+    )
     numbers = held_out_sentences(len(corpus))
     if state is None or len(numbers) < 2:
         return corpus.counts, len(numbers), None, []

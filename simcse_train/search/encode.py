@@ -16,7 +16,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from simcse_train.data.files import open_file, read_texts
+from simcse_train.data.files import one_file, open_file
+from simcse_train.data.source import named
+from simcse_train.data.texts import read_texts
 from simcse_train.encoders.encoder import Encoder
 from simcse_train.errors import InputError
 from simcse_train.runs.atomic import PARTIAL
@@ -27,7 +29,13 @@ Rows = Iterator[tuple[list[str], NDArray[np.float32]]]  # sentences, and their e
 
 
 def encode_file(
-    encoder: Encoder, source: str, target: Path, *, text_column: str | None = None, normalized: bool = True
+    encoder: Encoder,
+    source: str,
+    target: Path,
+    *,
+    text_column: str | None = None,
+    encoding: str | None = None,
+    normalized: bool = True,
 ) -> tuple[int, int]:
     """Write one float32 row per record of a text, or of standard input for `-`; return the shape of all rows.
 
@@ -37,17 +45,24 @@ def encode_file(
     """
     if target.suffix not in WRITERS:
         raise InputError(f"OUTPUT {target} must end in {', '.join(WRITERS)}.")
-    path = Path("standard input" if source == "-" else source)
+    path = Path("standard input") if source == "-" else one_file(Path(source), "INPUT")
     partial = target.with_name(f".{target.name}{PARTIAL}")
     try:
         with sys.stdin.buffer if source == "-" else open_file(path, "INPUT") as raw:
-            sentences = read_texts(raw, path, text_column)
-            first = next(sentences, None)
+            sentences = read_texts(raw, named(path, "INPUT", text_column=text_column, encoding=encoding))
+            before: list[str] = []  # the blank records before the first text
+            first = None
+            for text in sentences:
+                if text.strip():
+                    first = text
+                    break
+                before.append(text)
             if first is None:
-                raise InputError(f"INPUT {path} is empty: there is nothing to encode.")
+                found = f"has {len(before)} records, all without text" if before else "is empty"
+                raise InputError(f"INPUT {path} {found}: there is nothing to encode.")
             try:
                 with partial.open("wb") as stream:
-                    rows = _encoded(encoder, itertools.chain([first], sentences), normalized)
+                    rows = _encoded(encoder, itertools.chain(before, [first], sentences), normalized)
                     count = WRITERS[target.suffix](stream, rows, encoder.hidden_size)
                 partial.replace(target)
             except OSError as error:

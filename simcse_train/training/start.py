@@ -10,7 +10,7 @@ from typing import Any
 
 from simcse_train.config import STARTER, TrainConfig, config_yaml, make_config, read_settings
 from simcse_train.data.corpus import Corpus, open_corpus
-from simcse_train.data.files import find_files
+from simcse_train.data.files import find_files, one_file
 from simcse_train.data.pairs import Pair, fingerprint, read_pairs
 from simcse_train.data.training_pairs import TrainingPairs, open_training_pairs
 from simcse_train.encoders.encoder import Encoder
@@ -183,7 +183,15 @@ def _open_texts(
     pairs = open_training_pairs(Path(config.pairs), encoder.tokenizer, config.max_length) if config.pairs else None
     if not config.data:
         return None, pairs
-    return open_corpus(config.data, config.text_column, encoder.tokenizer, config.max_length, expected=expected), pairs
+    corpus = open_corpus(
+        config.data,
+        config.text_column,
+        encoder.tokenizer,
+        config.max_length,
+        expected=expected,
+        encoding=config.encoding,
+    )
+    return corpus, pairs
 
 
 def _labelled_pairs(config: TrainConfig) -> list[Pair] | None:
@@ -193,7 +201,7 @@ def _labelled_pairs(config: TrainConfig) -> list[Pair] | None:
         raise InputError(
             f"--eval {config.eval}: there is no such file. Check the path; a resumed run may be given the new place."
         )
-    return read_pairs(Path(config.eval), "--eval")
+    return read_pairs(one_file(Path(config.eval), "--eval"), "--eval")
 
 
 def _announce(trainer: Trainer) -> None:

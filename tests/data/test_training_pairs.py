@@ -38,11 +38,11 @@ def test_pairs_are_read_by_the_names_of_the_columns_or_by_their_order(tmp_path: 
     ("name", "content", "message"),
     [
         ("p.csv", "anchor,positive\na man,\n", "line 2 does not hold an anchor and a positive"),
-        ("p.csv", "anchor,positive\na man\n", "line 2 does not hold an anchor and a positive"),
-        ("p.csv", "a man\na dog\n", "line 1 does not hold an anchor and a positive"),
-        ("p.jsonl", '{"anchor": "a", "positive": "b"}\n3\n', "line 2 is no JSON object or array of sentences"),
-        ("p.jsonl", '{"anchor": "a", "positive": 3}\n', "line 1 is no JSON object or array of sentences"),
-        ("p.csv", "", "holds 0 pairs; at least two are needed"),
+        ("p.csv", "anchor,positive\na man\n", "line 2 has too few fields"),
+        ("p.csv", "a man\na dog\n", "line 1 has 1 fields.*anchor and positive"),
+        ("p.jsonl", '{"anchor": "a", "positive": "b"}\n3\n', "line 2 is JSON but no object"),
+        ("p.jsonl", '{"anchor": "a", "positive": 3}\n', "line 1: 'positive' is not text"),
+        ("p.csv", "", "is empty.*anchor and positive"),
     ],
 )
 def test_a_file_without_pairs_is_refused_with_the_line(

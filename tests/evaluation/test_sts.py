@@ -31,7 +31,8 @@ PAIRS = [Pair("a man", "the man", 4.5), Pair("a cat", "guitar", 0.2), Pair("a do
         ("p.txt", "1||a man||the man||4.5\n2||a cat||guitar||0.2\n3||a dog, runs||a dog||3\n"),
         (
             "sts.csv",
-            "g\tf\ty\t1\t4.500\ta man\tthe man\ng\tf\ty\t2\t0.2\ta cat\tguitar\textra\ng\tf\ty\t3\t3\ta dog, runs\ta dog\n",
+            "g\tf\ty\t1\t4.500\ta man\tthe man\ng\tf\ty\t2\t0.2\ta cat\tguitar\textra\n"
+            "g\tf\ty\t3\t3\ta dog, runs\ta dog\n",
         ),
         (
             "p.jsonl",
@@ -51,7 +52,7 @@ def test_every_layout_of_pairs_is_read(tmp_path: Path, name: str, content: str) 
     ("content", "message"),
     [
         ("a\tb\t1\na\tb\tgood\n", "line 2: the score 'good'"),
-        ("a\tb\t1\na\tb\n", "line 2 has 2 fields"),
+        ("a\tb\t1\na\tb\n", "line 2 has too few fields"),
         ("a\tb\t1\n", "1 scored pairs"),
         ("", "is empty"),
     ],
@@ -112,7 +113,8 @@ def senteval(folder: Path) -> Path:
         "g\tf\ty\t1\t4.5\ta man\tthe man\ng\tf\ty\t2\t0.2\ta cat\tguitar\n"
     )
     (folder / "SICK").mkdir()
-    sick = "pair_ID\tsentence_A\tsentence_B\trelatedness_score\tentailment_judgment\n1\ta man\tthe man\t4.5\tX\n2\ta cat\tguitar\t1\tY\n"
+    sick = "pair_ID\tsentence_A\tsentence_B\trelatedness_score\tentailment_judgment\n"
+    sick += "1\ta man\tthe man\t4.5\tX\n2\ta cat\tguitar\t1\tY\n"
     (folder / "SICK" / "SICK_test_annotated.txt").write_text(sick)
     return folder
 
@@ -129,6 +131,16 @@ def test_a_missing_subset_is_named_and_never_averaged_away(tiny: Path, tmp_path:
     assert "without MSRvid" in printed
     assert "No average" in printed
     assert json.loads(as_json(rows))["STS-B"]["pairs"] == 2
+
+
+def test_a_set_whose_labels_are_all_equal_has_the_reason_beside_it(tiny: Path, tmp_path: Path) -> None:
+    senteval(tmp_path)
+    (tmp_path / "STS" / "STS12-en-test" / "STS.gs.MSRpar.txt").write_text("-1\n-1\n\n-1\n")
+    row = evaluate(load_encoder(tiny), tmp_path)[0]
+    assert row.score is None
+    assert row.reason == "all 3 pairs have the same label"
+    assert "undefined        3  without MSRvid" in table([row])
+    assert "all 3 pairs have the same label" in table([row])
 
 
 def test_a_complete_tree_has_an_average(tiny: Path, tmp_path: Path) -> None:

@@ -53,3 +53,22 @@ def test_nothing_is_left_of_an_output_that_fails(tiny: Path, tmp_path: Path) -> 
     (tmp_path / "empty.txt").touch()
     with pytest.raises(InputError, match="is empty"):
         encode_file(encoder, str(tmp_path / "empty.txt"), tmp_path / "rows.npy")
+
+
+def test_a_column_of_a_table_is_encoded_row_by_row(tiny: Path, tmp_path: Path) -> None:
+    encoder = load_encoder(tiny)
+    (tmp_path / "x.csv").write_text("title;body\na cat;a dog runs\nthe man;\n")
+    assert encode_file(encoder, str(tmp_path / "x.csv"), tmp_path / "x.npy", text_column="body") == (2, 32)
+    np.testing.assert_allclose(np.load(tmp_path / "x.npy"), encoder.encode(["a dog runs", ""]), atol=1e-6)
+    with pytest.raises(InputError, match="^INPUT .*2 columns of text.*--text-column"):
+        encode_file(encoder, str(tmp_path / "x.csv"), tmp_path / "x.npy")
+
+
+def test_an_input_without_any_text_is_refused_by_its_argument(tiny: Path, tmp_path: Path) -> None:
+    encoder = load_encoder(tiny)
+    (tmp_path / "x.txt").write_text("\n \n")
+    with pytest.raises(InputError, match="^INPUT .*x.txt has 2 records, all without text"):
+        encode_file(encoder, str(tmp_path / "x.txt"), tmp_path / "x.npy")
+    with pytest.raises(InputError, match="^INPUT .*--text-column 'body'"):
+        encode_file(encoder, str(tmp_path / "x.txt"), tmp_path / "x.npy", text_column="body")
+    assert not (tmp_path / "x.npy").exists()

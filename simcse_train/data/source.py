@@ -1,0 +1,59 @@
+"""What the user named to be read: the option, the file, and the settings that decide how it is understood."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from simcse_train.errors import InputError
+
+# The part of a name that says how a file was compressed.
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file, or a member of an archive, as the user named it."""
+
+    option: str  # the option or argument that named it: --data, --eval, INPUT
+    name: str  # as it appears in messages
+    ending: str  # the last ending in lower case, without that of a compression
+    text_column: str | None = None
+    encoding: str | None = None
+    label_column: str | None = None
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that the user named."""
+        return [column for column in (self.text_column, self.label_column) if column is not None]
+
+    def error(self, problem: str, line: int | None = None) -> InputError:
+        """Return an error about this file: `problem` follows its name and, where given, the line."""
+        place = "" if line is None else f", line {line}"
+        space = "" if problem.startswith(":") else " "
+        return InputError(f"{self.option} {self.name}{place}{space}{problem}")
+
+    def member(self, name: str) -> Source:
+        """Return the source of a member of this archive."""
+        return dataclasses.replace(self, name=f"{self.name}:{name}", ending=inner_ending(Path(name)))
+
+
+def named(
+    path: Path,
+    option: str = "--data",
+    *,
+    text_column: str | None = None,
+    encoding: str | None = None,
+    label_column: str | None = None,
+) -> Source:
+    """Return the source of a file."""
+    return Source(option, str(path), inner_ending(path), text_column, encoding, label_column)
+
+
+def inner_ending(path: Path) -> str:
+    """Return the ending that names a format, in lower case: `.csv` of `rows.CSV.gz`, nothing of `notes`."""
+    endings = [ending.lower() for ending in path.suffixes]
+    while endings and endings[-1] in COMPRESSED:
+        endings.pop()
+    return endings[-1] if endings else ""
