@@ -5,7 +5,7 @@ import re
 import pytest
 
 from simcse_train.config import TrainConfig, choices, option
-from tests.test_cli import run
+from tests.cli.test_commands import run
 
 
 @pytest.fixture

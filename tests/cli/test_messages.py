@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from simcse_train.config import make_config
 from simcse_train.runs.folder import checkpoints
 from simcse_train.training.start import train
+from tests.cli.test_commands import refused, run
 from tests.conftest import make_bert
-from tests.test_cli import refused, run
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from simcse_train.encoders.pooling import mean_pool, pool
+from simcse_train.encoders.pooling import MODES, mean_pool, pool
 
 # Present in torch's list of native functions for the CPU and CUDA alone: they fail on Apple's GPUs.
 NOT_EVERYWHERE = ("segment_reduce", "_segment_reduce_backward")
@@ -33,16 +33,17 @@ def test_the_mean_is_over_the_tokens_of_each_sentence_alone() -> None:
     assert torch.allclose(pool(states, lengths, "mean"), expected, atol=1e-15)
 
 
-def test_the_gradient_of_the_mean_is_that_of_finite_differences() -> None:
+@pytest.mark.parametrize("pooling", MODES)
+def test_the_gradient_of_pooling_is_that_of_finite_differences(pooling: str) -> None:
     states = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
 
     def pooled(states: Tensor) -> Tensor:
-        return mean_pool(states, torch.tensor([4, 2]))
+        return pool(states, torch.tensor([4, 2]), pooling)
 
     assert torch.autograd.gradcheck(pooled, (states,))
 
 
-@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize("pooling", MODES)
 def test_pooling_uses_operations_that_every_device_has(pooling: str) -> None:
     states = torch.randn(6, 3, requires_grad=True)
     with Operations() as operations:

@@ -25,7 +25,7 @@ from simcse_train.evaluation.comparison import (
     read_answers,
     write_pairs,
 )
-from tests.test_cli import refused, run
+from tests.cli.test_commands import refused, run
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 
 from simcse_train.encoders.loading import load_encoder
 from simcse_train.search.search import open_text, search
-from tests.test_cli import run
+from tests.cli.test_commands import run
 
 
 def test_a_sentence_of_the_text_finds_itself_first_and_the_rest_in_order(tiny: Path, text: Path) -> None:
