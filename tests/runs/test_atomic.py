@@ -21,9 +21,12 @@ def test_a_folder_that_cannot_take_the_name_of_the_old_one_leaves_the_old_one(
             raise OSError(5, "Input/output error")
         return original(self, new)
 
+    def new(folder: Path) -> None:
+        (folder / "x").write_text("new")
+
     monkeypatch.setattr(Path, "rename", rename)
     with pytest.raises(SaveError, match=f"{target} can't be written: Input/output error"):
-        write_folder(target, lambda folder: (folder / "x").write_text("new") and None)
+        write_folder(target, new)
     assert (target / "x").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 

@@ -252,8 +252,8 @@ def test_a_run_goes_on_without_its_text_from_the_tokenised_copy_and_says_so(
     away.unlink()
     assert bits(resume(tmp_path / "run", {}).folder / "encoder") == bits(whole / "encoder")
     assert (
-        f"away.txt: there is no such file. Check the path. Continuing with the tokenised copy of the text in {cache_folder()}"
-        in caplog.text
+        "away.txt: there is no such file. Check the path. Continuing with the tokenised copy of the text in "
+        f"{cache_folder()}" in caplog.text
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -110,7 +111,7 @@ def test_the_program_trains_to_the_bits_of_a_plain_loop(
     if packed:  # the same sums in another order have other bits, so the packed forward pass is the program's own
         encoder = load_encoder(tiny, pooling=pooling)
         encoder.model.pooler = None  # type: ignore[assignment]
-        model: nn.Module = encoder.model
+        model: Any = encoder.model
 
         def pooled(rows: list[list[int]]) -> Tensor:
             tokens = torch.tensor([token for row in rows for token in row])
