@@ -41,8 +41,9 @@ class Dialect(NamedTuple):
 def open_table(text: Text, *, ragged: bool = False) -> Records:
     """Return the records of a csv, tsv or the like.
 
-    `ragged` records may have more fields, which are left out, or fewer, and then None in their place. Raises `InputError` if the file begins
-    with a title, and, while the records are read, with the line of one that does not fit.
+    `ragged` records may have more fields, which are left out, or fewer, and then None in their place. Raises
+    `InputError` if the file begins with a title, and, while the records are read, with the line of one that does not
+    fit.
     """
     csv.field_size_limit(2**31 - 1)
     source = text.source
