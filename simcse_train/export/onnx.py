@@ -22,8 +22,8 @@ from transformers import AutoModel
 from simcse_train.data.batches import held_out_sentences
 from simcse_train.data.corpus import open_corpus
 from simcse_train.encoders.encoder import Encoder
+from simcse_train.encoders.pooling import pool
 from simcse_train.encoders.saving import save_encoder
-from simcse_train.encoders.tokenizer import SentenceTokenizer
 from simcse_train.errors import InputError, SaveError
 from simcse_train.export.folder import PROBES, load_chosen, load_saved_encoder
 from simcse_train.runs.atomic import write_folder
@@ -69,7 +69,13 @@ def export_onnx(
             f"--int8 changes the embeddings, so it is checked on at least {2 * NEIGHBOURS} sentences, and there are "
             f"{len(sentences)}. Name a text with --data."
         )
-    checked = [*PROBES, *sentences]
+    if encoder.equal_lengths:
+        raise InputError(
+            f"--format onnx: the states of {source} depend on the padding beside a sentence, so that a graph for padded "
+            "batches would give other embeddings. Use the exported folder itself."
+        )
+    # A sentence without a single token has no embedding to compare.
+    checked = [text for text in [*PROBES, *sentences] if encoder.tokenizer.tokenize([text], encoder.max_length)[0]]
     expected = encoder.encode(checked)
     found: list[OnnxExport] = []
 
@@ -79,16 +85,14 @@ def export_onnx(
         _write_graph(folder, folder / GRAPH)
         for weights in folder.glob("*.safetensors"):
             weights.unlink()
-        rows = embed_with_onnxruntime(folder / GRAPH, encoder.tokenizer, encoder.pooling, encoder.max_length, checked)
+        rows = embed_with_onnxruntime(folder / GRAPH, encoder, checked)
         difference = float(np.abs(rows - expected).max())
         if difference > TOLERANCE:
             raise SaveError(f"its embeddings differ from the encoder's by up to {difference:.2g}; please report this")
         kept = None
         if int8:
             _quantise(folder / GRAPH)
-            rows = embed_with_onnxruntime(
-                folder / GRAPH, encoder.tokenizer, encoder.pooling, encoder.max_length, checked
-            )
+            rows = embed_with_onnxruntime(folder / GRAPH, encoder, checked)
             difference = float(np.abs(rows - expected).max())
             kept = _neighbours_kept(expected, rows)
         found.append(OnnxExport(difference, kept, len(checked)))
@@ -111,24 +115,26 @@ def describe(export: OnnxExport) -> str:
     )
 
 
-def embed_with_onnxruntime(
-    graph: Path, tokenizer: SentenceTokenizer, pooling: str, max_length: int, sentences: Sequence[str]
-) -> NDArray[np.float32]:
-    """Return the normalised embeddings (sentences, hidden) that onnxruntime computes with a graph on the CPU."""
+def embed_with_onnxruntime(graph: Path, encoder: Encoder, sentences: Sequence[str]) -> NDArray[np.float32]:
+    """Return the normalised embeddings (sentences, hidden) that onnxruntime computes with a graph on the CPU.
+
+    Tokenising, pooling and the modules after it are those of the encoder.
+    """
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
     found = []
     for start in range(0, len(sentences), BATCH):
-        rows = tokenizer.tokenize(sentences[start : start + BATCH], max_length)
-        ids = np.full((len(rows), max(map(len, rows))), tokenizer.padding_id, dtype=np.int64)
+        rows = encoder.tokenizer.tokenize(sentences[start : start + BATCH], encoder.max_length)
+        ids = np.full((len(rows), max(map(len, rows))), encoder.tokenizer.padding_id, dtype=np.int64)
         mask = np.zeros_like(ids)
         for i, row in enumerate(rows):
             ids[i, : len(row)], mask[i, : len(row)] = row, 1
         states = session.run(None, {"input_ids": ids, "attention_mask": mask})[0]  # (sentences, tokens, hidden)
-        weights = mask[..., None] if pooling == "mean" else np.eye(1, ids.shape[1], dtype=np.int64).T[None]
-        pooled = (states * weights).sum(1) / weights.sum(1)
-        found.append(pooled / np.linalg.norm(pooled, axis=1, keepdims=True))
+        packed, lengths = torch.from_numpy(states[mask.astype(bool)]), torch.from_numpy(mask.sum(1))
+        with torch.inference_mode():
+            embeddings = encoder.modules_after(pool(packed, lengths, encoder.pooling))
+        found.append(torch.nn.functional.normalize(embeddings).numpy())
     rows_found: NDArray[np.float32] = np.concatenate(found).astype(np.float32)
     return rows_found
 

@@ -8,6 +8,7 @@ import os
 import shlex
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -295,11 +296,13 @@ def test_pickled_weights_are_refused_with_the_line_that_converts_them(tmp_path: 
 def test_an_adapter_is_refused_with_the_line_that_merges_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     peft = pytest.importorskip("peft")
     folder = make_bert(tmp_path / "bert")
-    settings = peft.LoraConfig(
-        task_type="FEATURE_EXTRACTION", target_modules=["query", "value"], init_lora_weights=False
-    )
-    model = peft.get_peft_model(AutoModel.from_pretrained(folder), settings)
-    model.save_pretrained(tmp_path / "adapter")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        settings = peft.LoraConfig(
+            task_type="FEATURE_EXTRACTION", target_modules=["query", "value"], init_lora_weights=False
+        )
+        model = peft.get_peft_model(AutoModel.from_pretrained(folder), settings)
+        model.save_pretrained(tmp_path / "adapter")
     with pytest.raises(InputError, match="adapter") as error:
         load_encoder(tmp_path / "adapter")
     monkeypatch.chdir(tmp_path)
