@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 from transformers import AutoModel
 
 from simcse_train.data.batches import held_out_sentences
@@ -115,28 +116,30 @@ def describe(export: OnnxExport) -> str:
     )
 
 
+@torch.inference_mode()
 def embed_with_onnxruntime(graph: Path, encoder: Encoder, sentences: Sequence[str]) -> NDArray[np.float32]:
-    """Return the normalised embeddings (sentences, hidden) that onnxruntime computes with a graph on the CPU.
+    """Return the normalised embeddings (sentences, hidden) from the states that onnxruntime computes on the CPU.
 
-    Tokenising, pooling and the modules after it are those of the encoder.
+    `encoder` gives the tokenizer, the pooling and the modules after it. A sentence without a token gives zeros.
     """
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
-    found = []
-    for start in range(0, len(sentences), BATCH):
-        rows = encoder.tokenizer.tokenize(sentences[start : start + BATCH], encoder.max_length)
-        ids = np.full((len(rows), max(map(len, rows))), encoder.tokenizer.padding_id, dtype=np.int64)
+    out = np.zeros((len(sentences), encoder.hidden_size), dtype=np.float32)
+    tokens = encoder.tokenizer.tokenize(sentences, encoder.max_length)
+    full = [place for place, row in enumerate(tokens) if row]
+    for start in range(0, len(full), BATCH):
+        places = full[start : start + BATCH]
+        rows = [tokens[place] for place in places]
+        lengths = torch.tensor([len(row) for row in rows])
+        ids = np.full((len(rows), int(lengths.max())), encoder.tokenizer.padding_id, dtype=np.int64)
         mask = np.zeros_like(ids)
         for i, row in enumerate(rows):
             ids[i, : len(row)], mask[i, : len(row)] = row, 1
         states = session.run(None, {"input_ids": ids, "attention_mask": mask})[0]  # (sentences, tokens, hidden)
-        packed, lengths = torch.from_numpy(states[mask.astype(bool)]), torch.from_numpy(mask.sum(1))
-        with torch.inference_mode():
-            embeddings = encoder.modules_after(pool(packed, lengths, encoder.pooling))
-        found.append(torch.nn.functional.normalize(embeddings).numpy())
-    rows_found: NDArray[np.float32] = np.concatenate(found).astype(np.float32)
-    return rows_found
+        packed = torch.from_numpy(states[mask == 1])  # (total, hidden)
+        out[places] = normalize(encoder.modules_after(pool(packed, lengths, encoder.pooling))).numpy()
+    return out
 
 
 def _load(source: Path, which: str | None, data: Sequence[str]) -> tuple[Encoder, list[str]]:
