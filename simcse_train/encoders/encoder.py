@@ -8,6 +8,7 @@ decides.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -70,7 +71,7 @@ class Encoder(nn.Module):
     @property
     def hidden_size(self) -> int:
         """The length of an embedding."""
-        sizes = [int(module.size) for module in self.modules_after if not isinstance(module, Normalize)]
+        sizes = [int(cast(int, module.size)) for module in self.modules_after if not isinstance(module, Normalize)]
         return sizes[-1] if sizes else self.token_size * len(self.pooling.split("+"))
 
     @property

@@ -199,8 +199,8 @@ def _fails_in_bfloat16(encoder: Encoder, batch: tuple[Tensor, Tensor], expected:
     if not found.isfinite().all():
         return "its states are not finite"
     # Two ways of rounding differ by a few units in the last of 8 bits, which layers amplify: a wrong mask is far off.
-    error = 0.0 if expected is None else float((found - expected).norm() / expected.norm())
-    return f"its states are off by {error:.2f}" if error > 0.2 else ""
+    distance = 0.0 if expected is None else float((found - expected).norm() / expected.norm())
+    return f"its states are off by {distance:.2f}" if distance > 0.2 else ""
 
 
 def _close(found: Tensor, expected: Tensor) -> bool:

@@ -6,7 +6,7 @@ batch of sentences of L tokens refers to 2 L - 1 of them. The states stay the sa
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -24,8 +24,8 @@ class CutEncoder(DebertaV2Encoder):
         self.used = min(self.full, hidden_states.shape[-2])  # a bucket of distances is never beyond the distance itself
         for module in self.modules():
             if isinstance(module, DisentangledSelfAttention):
-                module.pos_ebd_size = self.used
-        return super().forward(hidden_states, *args, **kwargs)
+                setattr(module, "pos_ebd_size", self.used)  # noqa: B010 (typed as a module or a tensor)
+        return super().forward(hidden_states, *args, **kwargs)  # type: ignore[no-untyped-call]
 
     def get_rel_embedding(self) -> Tensor:
         """Return the embeddings (2 * used, hidden) of the distances in use, distance 0 in the middle."""
@@ -38,5 +38,6 @@ def cut_relative_embeddings(model: PreTrainedModel) -> bool:
     encoders = [module for module in model.modules() if type(module) is DebertaV2Encoder and module.relative_attention]
     for encoder in encoders:
         encoder.__class__ = CutEncoder
-        encoder.full = encoder.used = encoder.rel_embeddings.num_embeddings // 2
+        cut = cast(CutEncoder, encoder)
+        cut.full = cut.used = encoder.rel_embeddings.num_embeddings // 2
     return bool(encoders)

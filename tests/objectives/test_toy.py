@@ -51,7 +51,7 @@ def trained(objective: Objective, *, similar_above: float | None = None, mates: 
     for _ in range(60):
         optimizer.zero_grad()
         noise = 0.05 * torch.randn(48, 10, generator=generator)
-        objective.loss(points[sources] + noise, rows).backward()  # type: ignore[no-untyped-call]
+        objective.loss(points[sources] + noise, rows).backward()
         optimizer.step()
         objective.after_step(rows)
     return contrast(points)
