@@ -41,6 +41,7 @@ STYLE: dict[str, Any] = {
     "axes.spines.right": False,
 }
 SIZE = (5.0, 2.8)  # inches; the page scales them
+MARGINS = {"left": 0.15, "right": 0.98, "bottom": 0.17, "top": 0.96}
 
 
 def curves(summaries: Sequence[Summary], measure: str) -> str:
@@ -86,16 +87,17 @@ def distributions(before: Cosines, after: Cosines, kind: str) -> str:
         low, high = min(map(np.min, values)), max(map(np.max, values))
         bins = np.linspace(low - 0.01, high + 0.01, 40)
         for found, colour in zip(values, (BEFORE, AFTER), strict=True):
-            axes.hist(found, bins, weights=np.full(len(found), 100 / len(found)), color=colour, alpha=0.5)
-            axes.hist(found, bins, weights=np.full(len(found), 100 / len(found)), color=colour, histtype="step")
+            shares = 100 * np.histogram(found, bins)[0] / len(found)
+            axes.stairs(shares, bins, color=colour, alpha=0.5, fill=True)
+            axes.stairs(shares, bins, color=colour)
         axes.set_xlabel("cosine")
         axes.set_ylabel("% of pairs")
         return _svg(figure, kind)
 
 
 def _figure() -> tuple[Figure, Any]:
-    figure = Figure(figsize=SIZE, layout="constrained")
-    return figure, figure.subplots()
+    figure = Figure(figsize=SIZE)  # with margins of a fixed size: a computed layout draws every plot twice
+    return figure, figure.subplots(gridspec_kw=MARGINS)
 
 
 def _colours(runs: int) -> list[str]:

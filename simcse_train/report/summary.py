@@ -32,7 +32,7 @@ from simcse_train.search.index import nearest
 
 SHOWN = 20  # held-out sentences whose neighbours are shown
 NEIGHBOURS = 5
-VIEWED = 128  # held-out sentences of which two views are drawn
+VIEWED = 64  # held-out sentences of which two views are drawn
 LOGGED_ONLY = ("step", "epoch", "learning_rate", "sentences_per_second")  # of a line in metrics.jsonl, no measures
 
 
