@@ -17,13 +17,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 from transformers import AutoModel
 
 from simcse_train.data.batches import held_out_sentences
 from simcse_train.data.corpus import open_corpus
 from simcse_train.encoders.encoder import Encoder
+from simcse_train.encoders.pooling import pool
 from simcse_train.encoders.saving import save_encoder
-from simcse_train.encoders.tokenizer import SentenceTokenizer
 from simcse_train.errors import InputError, SaveError
 from simcse_train.export.folder import PROBES, load_chosen, load_saved_encoder
 from simcse_train.runs.atomic import write_folder
@@ -79,16 +80,14 @@ def export_onnx(
         _write_graph(folder, folder / GRAPH)
         for weights in folder.glob("*.safetensors"):
             weights.unlink()
-        rows = embed_with_onnxruntime(folder / GRAPH, encoder.tokenizer, encoder.pooling, encoder.max_length, checked)
+        rows = embed_with_onnxruntime(folder / GRAPH, encoder, checked)
         difference = float(np.abs(rows - expected).max())
         if difference > TOLERANCE:
             raise SaveError(f"its embeddings differ from the encoder's by up to {difference:.2g}; please report this")
         kept = None
         if int8:
             _quantise(folder / GRAPH)
-            rows = embed_with_onnxruntime(
-                folder / GRAPH, encoder.tokenizer, encoder.pooling, encoder.max_length, checked
-            )
+            rows = embed_with_onnxruntime(folder / GRAPH, encoder, checked)
             difference = float(np.abs(rows - expected).max())
             kept = _neighbours_kept(expected, rows)
         found.append(OnnxExport(difference, kept, len(checked)))
@@ -111,26 +110,30 @@ def describe(export: OnnxExport) -> str:
     )
 
 
-def embed_with_onnxruntime(
-    graph: Path, tokenizer: SentenceTokenizer, pooling: str, max_length: int, sentences: Sequence[str]
-) -> NDArray[np.float32]:
-    """Return the normalised embeddings (sentences, hidden) that onnxruntime computes with a graph on the CPU."""
+@torch.inference_mode()
+def embed_with_onnxruntime(graph: Path, encoder: Encoder, sentences: Sequence[str]) -> NDArray[np.float32]:
+    """Return the normalised embeddings (sentences, hidden) from the states that onnxruntime computes on the CPU.
+
+    `encoder` gives the tokenizer, the pooling and the modules after it. A sentence without a token gives zeros.
+    """
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
-    found = []
-    for start in range(0, len(sentences), BATCH):
-        rows = tokenizer.tokenize(sentences[start : start + BATCH], max_length)
-        ids = np.full((len(rows), max(map(len, rows))), tokenizer.padding_id, dtype=np.int64)
+    out = np.zeros((len(sentences), encoder.hidden_size), dtype=np.float32)
+    tokens = encoder.tokenizer.tokenize(sentences, encoder.max_length)
+    full = [place for place, row in enumerate(tokens) if row]
+    for start in range(0, len(full), BATCH):
+        places = full[start : start + BATCH]
+        rows = [tokens[place] for place in places]
+        lengths = torch.tensor([len(row) for row in rows])
+        ids = np.full((len(rows), int(lengths.max())), encoder.tokenizer.padding_id, dtype=np.int64)
         mask = np.zeros_like(ids)
         for i, row in enumerate(rows):
             ids[i, : len(row)], mask[i, : len(row)] = row, 1
         states = session.run(None, {"input_ids": ids, "attention_mask": mask})[0]  # (sentences, tokens, hidden)
-        weights = mask[..., None] if pooling == "mean" else np.eye(1, ids.shape[1], dtype=np.int64).T[None]
-        pooled = (states * weights).sum(1) / weights.sum(1)
-        found.append(pooled / np.linalg.norm(pooled, axis=1, keepdims=True))
-    rows_found: NDArray[np.float32] = np.concatenate(found).astype(np.float32)
-    return rows_found
+        packed = torch.from_numpy(states[mask == 1])  # (total, hidden)
+        out[places] = normalize(encoder.modules_after(pool(packed, lengths, encoder.pooling))).numpy()
+    return out
 
 
 def _load(source: Path, which: str | None, data: Sequence[str]) -> tuple[Encoder, list[str]]:
