@@ -48,7 +48,6 @@ def hostile_run(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         max_steps=6,
         eval_every=2,
         log_every=2,
-        eval=str(EXAMPLES / "pairs.tsv"),
     )
     return train(config).folder
 
