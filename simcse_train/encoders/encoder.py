@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from transformers import PretrainedConfig, PreTrainedModel
 
 from simcse_train.encoders.dropout import replace_dropout
-from simcse_train.encoders.modules import Folder, Normalize
+from simcse_train.encoders.modules import Dense, Folder, LayerNorm, Normalize
 from simcse_train.encoders.packing import pack, packing
 from simcse_train.encoders.padding import accepted_inputs, padded_states
 from simcse_train.encoders.pooling import pool
@@ -70,7 +70,7 @@ class Encoder(nn.Module):
     @property
     def hidden_size(self) -> int:
         """The length of an embedding."""
-        sizes = [int(module.size) for module in self.modules_after if not isinstance(module, Normalize)]
+        sizes = [module.size for module in self.folder.modules if isinstance(module, Dense | LayerNorm)]
         return sizes[-1] if sizes else self.token_size * len(self.pooling.split("+"))
 
     @property

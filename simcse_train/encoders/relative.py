@@ -25,7 +25,7 @@ class CutEncoder(DebertaV2Encoder):
         for module in self.modules():
             if isinstance(module, DisentangledSelfAttention):
                 module.pos_ebd_size = self.used
-        return super().forward(hidden_states, *args, **kwargs)
+        return super().forward(hidden_states, *args, **kwargs)  # type: ignore[no-untyped-call]
 
     def get_rel_embedding(self) -> Tensor:
         """Return the embeddings (2 * used, hidden) of the distances in use, distance 0 in the middle."""
@@ -35,8 +35,11 @@ class CutEncoder(DebertaV2Encoder):
 
 def cut_relative_embeddings(model: PreTrainedModel) -> bool:
     """Make the encoder of a DeBERTa v2 or v3 a `CutEncoder`; return whether the model is one."""
-    encoders = [module for module in model.modules() if type(module) is DebertaV2Encoder and module.relative_attention]
-    for encoder in encoders:
-        encoder.__class__ = CutEncoder
-        encoder.full = encoder.used = encoder.rel_embeddings.num_embeddings // 2
-    return bool(encoders)
+    found = False
+    for module in model.modules():
+        if type(module) is DebertaV2Encoder and module.relative_attention:
+            module.__class__ = CutEncoder
+            assert isinstance(module, CutEncoder)
+            module.full = module.used = module.rel_embeddings.num_embeddings // 2
+            found = True
+    return found

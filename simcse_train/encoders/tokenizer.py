@@ -122,7 +122,7 @@ def _for_reading(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
         settings = json.loads(tokenizer.backend_tokenizer.to_str())
         for token in settings["added_tokens"]:
             token["special"] = token["special"] and token["content"] not in whole
-        reading._tokenizer = Tokenizer.from_str(json.dumps(settings))  # type: ignore[attr-defined]
+        reading._tokenizer = Tokenizer.from_str(json.dumps(settings))
     return reading
 
 

@@ -71,8 +71,8 @@ def export_onnx(
         )
     if encoder.equal_lengths:
         raise InputError(
-            f"--format onnx: the states of {source} depend on the padding beside a sentence, so that a graph for padded "
-            "batches would give other embeddings. Use the exported folder itself."
+            f"--format onnx: the states of {source} depend on the padding beside a sentence, so that a graph for "
+            "padded batches would give other embeddings. Use the exported folder itself."
         )
     # A sentence without a single token has no embedding to compare.
     checked = [text for text in [*PROBES, *sentences] if encoder.tokenizer.tokenize([text], encoder.max_length)[0]]
