@@ -8,7 +8,6 @@ decides.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from tqdm.auto import tqdm
 from transformers import PretrainedConfig, PreTrainedModel
 
 from simcse_train.encoders.dropout import replace_dropout
-from simcse_train.encoders.modules import Folder, Normalize
+from simcse_train.encoders.modules import Dense, Folder, LayerNorm, Normalize
 from simcse_train.encoders.packing import pack, packing
 from simcse_train.encoders.padding import accepted_inputs, padded_states
 from simcse_train.encoders.pooling import pool
@@ -71,7 +70,7 @@ class Encoder(nn.Module):
     @property
     def hidden_size(self) -> int:
         """The length of an embedding."""
-        sizes = [int(cast(int, module.size)) for module in self.modules_after if not isinstance(module, Normalize)]
+        sizes = [module.size for module in self.folder.modules if isinstance(module, Dense | LayerNorm)]
         return sizes[-1] if sizes else self.token_size * len(self.pooling.split("+"))
 
     @property

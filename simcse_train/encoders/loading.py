@@ -94,21 +94,23 @@ def _check_config(config: PretrainedConfig, name: str) -> None:
     """Refuse what is no encoder, and a configuration whose size no machine holds, before memory is taken."""
     kind = config.model_type
     if kind not in ENCODERS and (config.is_encoder_decoder or getattr(config, "is_decoder", False)):
-        raise InputError(f"The encoder {name} is a {kind} with a decoder; SimCSE trains encoders such as BERT.")
+        raise InputError(
+            f"The encoder {name} is of the type {kind}, with a decoder; SimCSE trains encoders such as BERT."
+        )
     if (
         config.get_text_config() is not config
         or kind in PROCESSOR_MAPPING_NAMES
         or kind in IMAGE_PROCESSOR_MAPPING_NAMES
     ):
         raise InputError(
-            f"The encoder {name} is a {kind}, which reads more than text; give an encoder of text such as BERT."
+            f"The encoder {name} is of the type {kind}, which reads more than text; give an encoder of text such as BERT."
         )
     number = {key: value for key, value in config.to_dict().items() if isinstance(value, int)}
     hidden = int(getattr(config, "hidden_size", 0) or 0)
     layers = int(getattr(config, "num_hidden_layers", 0) or 0)
     if not (hidden and layers):
         raise InputError(
-            f"The encoder {name} is a {kind} without a hidden size or layers in its config.json: it is no transformer "
+            f"The encoder {name} is of the type {kind}, without a hidden size or layers in its config.json: it is no transformer "
             "encoder of text. Give one such as BERT."
         )
     inner = max(number.get("intermediate_size", 0), number.get("hidden_dim", 0), hidden)
@@ -189,7 +191,7 @@ def _choose_pooling(encoder: Encoder, wanted: str, name: str) -> str:
     first, last = first_and_last_know(encoder)
     if not (first or last):
         raise InputError(
-            f"The encoder {name}, a {encoder.model.config.model_type}, gives each token a state that depends on that "
+            f"The encoder {name}, of the type {encoder.model.config.model_type}, gives each token a state that depends on that "
             "token alone: its attention does nothing on this machine. Choose another --model."
         )
     if not first and wanted == "auto" and encoder.folder.pooling is None:

@@ -67,7 +67,7 @@ def _states(model: PreTrainedModel, rows: list[Tensor], padding_id: int, types: 
     output = model(**{name: value for name, value in inputs.items() if name in accepted})
     states: Tensor | None = getattr(output, "last_hidden_state", None)
     if states is None or states.shape[:2] != mask.shape:
-        raise TypeError(f"a {model.config.model_type} gives no state for each token")
+        raise TypeError(f"a model of the type {model.config.model_type} gives no state for each token")
     return states[mask]
 
 

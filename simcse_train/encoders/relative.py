@@ -6,7 +6,7 @@ batch of sentences of L tokens refers to 2 L - 1 of them. The states stay the sa
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -24,7 +24,7 @@ class CutEncoder(DebertaV2Encoder):
         self.used = min(self.full, hidden_states.shape[-2])  # a bucket of distances is never beyond the distance itself
         for module in self.modules():
             if isinstance(module, DisentangledSelfAttention):
-                setattr(module, "pos_ebd_size", self.used)  # noqa: B010 (typed as a module or a tensor)
+                module.pos_ebd_size = self.used
         return super().forward(hidden_states, *args, **kwargs)  # type: ignore[no-untyped-call]
 
     def get_rel_embedding(self) -> Tensor:
@@ -35,9 +35,11 @@ class CutEncoder(DebertaV2Encoder):
 
 def cut_relative_embeddings(model: PreTrainedModel) -> bool:
     """Make the encoder of a DeBERTa v2 or v3 a `CutEncoder`; return whether the model is one."""
-    encoders = [module for module in model.modules() if type(module) is DebertaV2Encoder and module.relative_attention]
-    for encoder in encoders:
-        encoder.__class__ = CutEncoder
-        cut = cast(CutEncoder, encoder)
-        cut.full = cut.used = encoder.rel_embeddings.num_embeddings // 2
-    return bool(encoders)
+    found = False
+    for module in model.modules():
+        if type(module) is DebertaV2Encoder and module.relative_attention:
+            module.__class__ = CutEncoder
+            assert isinstance(module, CutEncoder)
+            module.full = module.used = module.rel_embeddings.num_embeddings // 2
+            found = True
+    return found

@@ -114,13 +114,13 @@ EXPECTED = {
             "mistral",
             "gpt2",
             "modernbert-decoder",
-            "clip_text_model",
         ],
         PACKED,
     ),
     **dict.fromkeys(
         [
             "big_bird",
+            "clip_text_model",
             "deberta",
             "deberta-v2",
             "flaubert",
