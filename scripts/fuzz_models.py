@@ -52,10 +52,10 @@ def mutate(folder: Path, other: Path, rng: random.Random) -> str:
         content = path.read_bytes()
         path.write_bytes(content[: rng.randrange(len(content))] if content else b"")
     elif kind == "flip":
-        content = bytearray(path.read_bytes())
-        if content:
-            content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
-        path.write_bytes(bytes(content))
+        flipped = bytearray(path.read_bytes())
+        if flipped:
+            flipped[rng.randrange(len(flipped))] ^= 1 << rng.randrange(8)
+        path.write_bytes(bytes(flipped))
     elif kind == "swap":
         source = rng.choice(sorted(file for file in other.rglob("*") if file.is_file()))
         name += f" by {source.name} of another family" if rng.random() < 0.3 else " by that of another family"
@@ -106,7 +106,7 @@ def peer(folder: Path) -> NDArray[np.float32] | None:
             warnings.simplefilter("ignore")
             return SentenceTransformer(str(folder), device="cpu").encode(
                 SENTENCES, normalize_embeddings=True, batch_size=1
-            )  # type: ignore[no-any-return]
+            )
     except BaseException as error:  # whatever it raises, a panic of the tokenizers library included
         if isinstance(error, KeyboardInterrupt):
             raise
@@ -156,7 +156,7 @@ def run(cases: int, seed: int, make: Callable[[str, Path], Path]) -> list[str]:
 
 def make_folder(family: str, folder: Path) -> Path:
     """Save a small encoder of a family with a Dense and a Normalize module and a prompt."""
-    from sentence_transformers import SentenceTransformer, models
+    from sentence_transformers import SentenceTransformer, models  # type: ignore[attr-defined]
 
     from tests.encoders.families import make_family
 

@@ -103,15 +103,16 @@ def _check_config(config: PretrainedConfig, name: str) -> None:
         or kind in IMAGE_PROCESSOR_MAPPING_NAMES
     ):
         raise InputError(
-            f"The encoder {name} is of the type {kind}, which reads more than text; give an encoder of text such as BERT."
+            f"The encoder {name} is of the type {kind}, which reads more than text; give an encoder of text such as "
+            "BERT."
         )
     number = {key: value for key, value in config.to_dict().items() if isinstance(value, int)}
     hidden = int(getattr(config, "hidden_size", 0) or 0)
     layers = int(getattr(config, "num_hidden_layers", 0) or 0)
     if not (hidden and layers):
         raise InputError(
-            f"The encoder {name} is of the type {kind}, without a hidden size or layers in its config.json: it is no transformer "
-            "encoder of text. Give one such as BERT."
+            f"The encoder {name} is of the type {kind}, without a hidden size or layers in its config.json: it is no "
+            "transformer encoder of text. Give one such as BERT."
         )
     inner = max(number.get("intermediate_size", 0), number.get("hidden_dim", 0), hidden)
     tables = number.get("vocab_size", 0) + number.get("max_position_embeddings", 0) + number.get("type_vocab_size", 0)
@@ -191,8 +192,8 @@ def _choose_pooling(encoder: Encoder, wanted: str, name: str) -> str:
     first, last = first_and_last_know(encoder)
     if not (first or last):
         raise InputError(
-            f"The encoder {name}, of the type {encoder.model.config.model_type}, gives each token a state that depends on that "
-            "token alone: its attention does nothing on this machine. Choose another --model."
+            f"The encoder {name}, of the type {encoder.model.config.model_type}, gives each token a state that "
+            "depends on that token alone: its attention does nothing on this machine. Choose another --model."
         )
     if not first and wanted == "auto" and encoder.folder.pooling is None:
         encoder.notes.append("This encoder reads from left to right: the last token's state is the embedding.")

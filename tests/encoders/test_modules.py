@@ -22,7 +22,7 @@ from tests.conftest import make_bert
 sentence_transformers = pytest.importorskip("sentence_transformers")
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    from sentence_transformers import SentenceTransformer, models
+    from sentence_transformers import SentenceTransformer, models  # type: ignore[attr-defined]
 
 SENTENCES = ["A Man plays the guitar.", "cat", "the big red dog runs in the park on the blue hill!", "a " * 100, "Why?"]
 
