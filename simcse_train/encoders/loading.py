@@ -192,8 +192,8 @@ def _choose_pooling(encoder: Encoder, wanted: str, name: str) -> str:
     first, last = first_and_last_know(encoder)
     if not (first or last):
         raise InputError(
-            f"The encoder {name}, of the type {encoder.model.config.model_type}, gives each token a state that depends "
-            "on that token alone: its attention does nothing on this machine. Choose another --model."
+            f"The encoder {name}, of the type {encoder.model.config.model_type}, gives each token a state that "
+            "depends on that token alone: its attention does nothing on this machine. Choose another --model."
         )
     if not first and wanted == "auto" and encoder.folder.pooling is None:
         encoder.notes.append("This encoder reads from left to right: the last token's state is the embedding.")

@@ -113,12 +113,14 @@ def test_relative_embeddings_are_cut_without_a_change_of_states_or_gradients(tmp
     assert torch.allclose(found, expected, atol=1e-5)
     found.square().sum().backward()
     expected.square().sum().backward()
-    wanted: dict[str, Any] = dict(plain.named_parameters())
-    model: Any = encoder.model
-    for name, parameter in model.named_parameters():
-        if wanted[name].grad is not None:
-            assert torch.allclose(parameter.grad, wanted[name].grad, atol=1e-2, rtol=1e-3), name
-    assert model.encoder.layer[0].attention.self.pos_ebd_size == given["input_ids"].shape[1]
+    wanted = dict(plain.named_parameters())
+    for name, parameter in encoder.model.named_parameters():
+        gradient = wanted[name].grad
+        if gradient is not None:
+            assert parameter.grad is not None
+            assert torch.allclose(parameter.grad, gradient, atol=1e-2, rtol=1e-3), name
+    attention = encoder.model.get_submodule("encoder.layer.0.attention.self")
+    assert attention.pos_ebd_size == given["input_ids"].shape[1]
 
 
 def test_bigbird_attends_to_everything_whatever_it_read_first(tmp_path: Path) -> None:
