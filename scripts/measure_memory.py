@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -34,8 +35,8 @@ VARIANTS: dict[str, dict[str, str]] = {
 }
 
 
-def measure(data: Path, steps: list[int], precision: str, environment: dict[str, str]) -> tuple[list[int], float]:
-    """Train the starter; return the resident memory in MiB at the steps, and seconds of processor time per step."""
+def measure(data: Path, steps: list[int], precision: str, environment: dict[str, str]) -> Iterator[tuple[int, float]]:
+    """Train the starter; yield at each of the steps the resident memory in MiB and the seconds of processor time so far."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         settings = {
@@ -54,17 +55,13 @@ def measure(data: Path, steps: list[int], precision: str, environment: dict[str,
             env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
             stderr=subprocess.DEVNULL,
         )
-        resident: list[int] = []
-        seconds: list[float] = []
-        while process.poll() is None and len(resident) < len(steps):
-            if _last_step(run / "metrics.jsonl") >= steps[len(resident)]:
-                resident.append(_resident(process.pid))
-                seconds.append(_processor_seconds(process.pid))
-            time.sleep(0.05)
+        for step in steps:
+            while _last_step(run / "metrics.jsonl") < step:
+                if process.poll() is not None:
+                    raise SystemExit(f"The run ended with status {process.returncode} before step {step}.")
+                time.sleep(0.05)
+            yield _resident(process.pid), _processor_seconds(process.pid)
         process.wait()
-        if process.returncode or len(resident) < len(steps):
-            raise SystemExit(f"The run ended with status {process.returncode} after {len(resident)} measurements.")
-    return resident, (seconds[-1] - seconds[0]) / (steps[-1] - steps[0])
 
 
 def _last_step(metrics: Path) -> int:
@@ -94,8 +91,12 @@ def main(
     at = [int(step) for step in steps.split(",")]
     typer.echo(f"{'setting':<28}" + "".join(f"{f'step {step}':>11}" for step in at) + f"{'ms a step':>11}")
     for name in only.split(";") * rounds:
-        resident, seconds = measure(data, at, precision, VARIANTS[name])
-        typer.echo(f"{name:<28}" + "".join(f"{mib:>11,}" for mib in resident) + f"{1000 * seconds:>11.1f}")
+        typer.echo(f"{name:<28}", nl=False)
+        seconds = []
+        for resident, now in measure(data, at, precision, VARIANTS[name]):
+            typer.echo(f"{resident:>11,}", nl=False)
+            seconds.append(now)
+        typer.echo(f"{1000 * (seconds[-1] - seconds[0]) / (at[-1] - at[0]):>11.1f}")
 
 
 if __name__ == "__main__":

@@ -16,17 +16,17 @@ def test_a_folder_that_cannot_take_the_name_of_the_old_one_leaves_the_old_one(
     (target / "x").write_text("old")
     original = Path.rename
 
+    def write_new(folder: Path) -> None:
+        (folder / "x").write_text("new")
+
     def rename(self: Path, new: Path) -> Path:
         if self.name.endswith(PARTIAL):
             raise OSError(5, "Input/output error")
         return original(self, new)
 
-    def new(folder: Path) -> None:
-        (folder / "x").write_text("new")
-
     monkeypatch.setattr(Path, "rename", rename)
     with pytest.raises(SaveError, match=f"{target} can't be written: Input/output error"):
-        write_folder(target, new)
+        write_folder(target, write_new)
     assert (target / "x").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 from torch.nn.utils import clip_grad_norm_
 from torch.nn.utils.rnn import pad_sequence
-from transformers import BertModel, BertTokenizer
+from transformers import BertModel, BertTokenizer, PreTrainedModel
 
 from simcse_train.config import make_config
-from simcse_train.encoders import loading
+from simcse_train.encoders import padding
 from simcse_train.encoders.dropout import replace_dropout
 from simcse_train.encoders.loading import load_encoder
 from simcse_train.randomness import seeded
@@ -45,13 +44,25 @@ def ntxent(embeddings: Tensor) -> Tensor:
 def infonce(embeddings: Tensor) -> Tensor:
     """Gao, Yao & Chen 2021, equation 4."""
     units = normalize(embeddings)
-    return cross_entropy(units[0::2] @ units[1::2].T / TEMPERATURE, torch.arange(len(units) // 2))
+    second = units[torch.arange(1, len(units), 2)]  # a copy: products with a view of every other row have other bits
+    return cross_entropy(units[0::2] @ second.T / TEMPERATURE, torch.arange(len(units) // 2))
+
+
+@pytest.fixture
+def sentences(tmp_path: Path) -> Path:
+    """108 sentences of 4 to 14 tokens."""
+    subjects = ("a man", "the woman", "the big dog", "a small red cat", "cat", "the man in a blue park")
+    places = ("", " in the park", " on the hill", " guitar", " , a man , the dog .", " in a small park on a big hill !")
+    path = tmp_path / "sentences.txt"
+    path.write_text("".join(f"{s} {v}{p}\n" for s in subjects for v in ("runs", "plays", "sings") for p in places))
+    return path
 
 
 def sentences_of(text: Path, model: Path) -> list[list[int]]:
     """Return the token ids of the distinct lines that are trained on: without those held out, evenly spaced."""
     lines = list(dict.fromkeys(line.strip() for line in text.read_text().splitlines() if line.strip()))
     rows = BertTokenizer.from_pretrained(model)(lines, truncation=True, max_length=LENGTH)["input_ids"]
+    assert len({len(row) for row in rows}) > 5
     assert len({tuple(row) for row in rows}) == len(rows)  # else the loss would have to mask those that are equal
     held_out = set(np.linspace(0, len(rows) - 1, len(rows) // 10, dtype=int).tolist())
     return [row for i, row in enumerate(rows) if i not in held_out]
@@ -103,7 +114,7 @@ def test_the_program_trains_to_the_bits_of_a_plain_loop(
     pooling: str,
     objective: Callable[[Tensor], Tensor],
     packed: bool,
-    text: Path,
+    sentences: Path,
     tiny: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -111,14 +122,14 @@ def test_the_program_trains_to_the_bits_of_a_plain_loop(
     if packed:  # the same sums in another order have other bits, so the packed forward pass is the program's own
         encoder = load_encoder(tiny, pooling=pooling)
         encoder.model.pooler = None  # type: ignore[assignment]
-        model: Any = encoder.model
+        model: PreTrainedModel = encoder.model
 
         def pooled(rows: list[list[int]]) -> Tensor:
             tokens = torch.tensor([token for row in rows for token in row])
             return encoder.embed(tokens, torch.tensor([len(row) for row in rows]))
 
     else:  # nothing of the program but its dropout noise
-        monkeypatch.setattr(loading, "enable_packing", lambda encoder: None)
+        monkeypatch.setattr(padding, "WORTHWHILE", 1.0)  # one padded batch, not several of like length
         model = bert = BertModel.from_pretrained(tiny, add_pooling_layer=False)
         replace_dropout(model)
 
@@ -130,7 +141,8 @@ def test_the_program_trains_to_the_bits_of_a_plain_loop(
                 return states[:, 0]
             return torch.stack([state[: len(row)].mean(0) for state, row in zip(states, rows, strict=True)])
 
-    embed, module = pooled, model
+    embed: Embed = pooled
+    module: nn.Module = model
     if pooling == "cls":
         layer, module = with_head(model, 32, spread=0.3)
 
@@ -138,9 +150,9 @@ def test_the_program_trains_to_the_bits_of_a_plain_loop(
             return torch.tanh(layer(pooled(rows)))
 
     keep_embedding_gradient(model)  # sums a word's gradients in another order, which changes their bits
-    losses, rates = simcse(sentences_of(text, tiny), embed, module, objective)
+    losses, rates = simcse(sentences_of(sentences, tiny), embed, module, objective)
     config = {
-        "data": str(text),
+        "data": str(sentences),
         "model": str(tiny),
         "output": str(tmp_path / "run"),
         "pooling": pooling,
@@ -159,7 +171,7 @@ def test_the_program_trains_to_the_bits_of_a_plain_loop(
         "log_every": 1,
         "eval_every": 5,  # measuring on the way must change nothing
     }
-    run = train(make_config(config)).folder
+    run = train(make_config(config), load_encoder(tiny, pooling=pooling, packed=packed)).folder
     logged = [line for line in read_metrics(run) if "loss" in line]
     assert [line["loss"] for line in logged] == losses
     assert [line["learning_rate"] for line in logged] == rates
