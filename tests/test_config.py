@@ -38,7 +38,7 @@ def test_every_config_of_the_repository_is_valid(path: Path) -> None:
         ({"batch_size": 1}, "--batch-size 1: .*greater than or equal to 2"),
         ({"micro_batch_size": 0}, "--micro-batch-size 0: .*greater than or equal to 1"),
         ({"learning_rate": -1}, "--learning-rate -1"),
-        ({"pooling": "max"}, "--pooling max: .*'auto', 'cls' or 'mean'"),
+        ({"pooling": "max"}, "--pooling max: .*'auto', 'cls', 'mean' or 'last'"),
         ({"dropout": 1.0}, "--dropout 1.0: .*less than 1"),
         ({"epochs": "many"}, "--epochs many: .*integer"),
         ({"mask_similar": 1}, "--mask-similar 1: .*less than 1"),
@@ -53,7 +53,7 @@ def test_a_setting_out_of_range_is_named_with_what_is_allowed(settings: dict[str
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"beta": 1.0}, "--beta 1.0 is for --objective debiased, and the objective is ntxent. Leave it out, or choose"),
+        ({"beta": 1.0}, "--beta 1.0 is for --objective debiased, and the objective is auto. Leave it out, or choose"),
         ({"objective": "queue", "neighbours": 3}, "--neighbours 3 is for --objective relational or soft or neighbours"),
         ({"objective": "neighbours", "neighbours": 0}, "--neighbours 0: --objective neighbours needs at least 1"),
         (
@@ -74,7 +74,7 @@ def test_a_setting_that_the_others_make_meaningless_is_refused(settings: dict[st
 
 def test_a_setting_of_an_objective_has_a_default_for_each_objective_that_has_it() -> None:
     soft, relational = (make_config({"data": "x", "objective": name}) for name in ("soft", "relational"))
-    assert (objective_setting(soft, "neighbours"), objective_setting(relational, "neighbours")) == (0, 10)
+    assert (objective_setting(soft, "neighbours"), objective_setting(relational, "neighbours")) == (0, 5)
     given = make_config({"data": "x", "objective": "relational", "neighbours": 0})
     assert objective_setting(given, "neighbours") == 0
     assert make_config(yaml.safe_load(config_yaml(given))).neighbours == 0

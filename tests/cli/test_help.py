@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 
 import pytest
+from pydantic.fields import FieldInfo
 
 from simcse_train.config import TrainConfig, choices, option
 from tests.cli.test_commands import run
@@ -22,15 +23,22 @@ def test_help_shows_every_setting_in_its_group_with_choices_and_default(name: st
     extra = field.json_schema_extra
     assert isinstance(extra, dict)
     section = sections[str(extra["group"])]
-    found = re.search(rf"(?:^| ){option(name)} (.*?)(?= --[a-z]|$)", section)
-    assert found, section
-    shown = found[1]
+    group = [other for other, f in TrainConfig.model_fields.items() if _group(f) == extra["group"]]
+    following = [*(option(other) for other in group[group.index(name) + 1 :]), None][0]
+    assert f"{option(name)} " in section
+    shown = section.split(f"{option(name)} ", 1)[1].split(f" {following} ")[0]
     assert shown.startswith("|".join(choices(field)) or str(extra["metavar"]))
     assert str(field.description).split(",")[0].split(" --")[0] in shown
     if extra["auto"]:
         assert f"[default: {extra['auto']}]" in shown
     elif not field.is_required() and field.default is not None:
         assert f"[default: {field.default}]" in shown
+
+
+def _group(field: FieldInfo) -> object:
+    extra = field.json_schema_extra
+    assert isinstance(extra, dict)
+    return extra["group"]
 
 
 def test_help_lists_the_commands_apart_from_the_settings(sections: dict[str, str]) -> None:

@@ -18,6 +18,7 @@ from simcse_train.export.folder import export, load_saved_encoder
 from simcse_train.runs import checkpoint as checkpoint_module
 from simcse_train.runs.checkpoint import prune
 from simcse_train.runs.folder import checkpoint_path, checkpoints
+from simcse_train.training import monitor
 from simcse_train.training.start import train
 
 
@@ -40,6 +41,10 @@ def save_and_prune(run: Path) -> None:
     prune(run, 1, step, None)
 
 
+def export_last(run: Path, out: Path) -> None:
+    export(run, out, "last")  # the best one is never pruned
+
+
 def load(run: Path, out: Path) -> None:
     load_saved_encoder(str(run))
 
@@ -47,9 +52,9 @@ def load(run: Path, out: Path) -> None:
 @pytest.mark.parametrize(
     ("use", "module", "name"),
     [
-        (export, checkpoint_module, "damage"),
-        (export, folder_module, "load_state"),
-        (export, folder_module, "load_checkpoint_encoder"),
+        (export_last, checkpoint_module, "damage"),
+        (export_last, folder_module, "load_state"),
+        (export_last, folder_module, "load_checkpoint_encoder"),
         (load, checkpoint_module, "damage"),
         (load, folder_module, "load_encoder"),
     ],
@@ -85,18 +90,23 @@ def test_exports_succeed_while_another_thread_saves_and_prunes(run: Path, tmp_pa
     for number in range(5):
         thread = threading.Thread(target=train_on)
         thread.start()
-        export(run, tmp_path / str(number))
+        export_last(run, tmp_path / str(number))
         thread.join()
         assert (tmp_path / str(number) / "model.safetensors").exists()
 
 
-def test_a_damaged_best_checkpoint_is_not_exported(text: Path, tiny: Path, tmp_path: Path) -> None:
+def test_a_damaged_best_checkpoint_is_not_exported(
+    text: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pairs = tmp_path / "pairs.tsv"
     pairs.write_text("a man\tthe man\t5\na cat\tguitar\t0\na dog\tthe dog runs\t3\n")
     config = {"data": str(text), "model": str(tiny), "output": str(tmp_path / "run"), "batch_size": 8, "max_length": 16}
-    trained = train(make_config({**config, "max_steps": 3, "eval": str(pairs), "eval_every": 1, "learning_rate": 1e-9}))
-    best = checkpoints(trained.folder)[0]  # the score does not change, and the first of equal scores stays the best
+    scores = iter([10.0, 30.0, 20.0, 20.0])
+    monkeypatch.setattr(monitor, "similarity_score", lambda *_: next(scores))
+    trained = train(make_config({**config, "max_steps": 3, "eval": str(pairs), "eval_every": 1, "save_every": 1}))
+    best = checkpoints(trained.folder)[0]
+    assert best.name == "step-00000001"
     (best / "encoder" / "config.json").write_text("{}")
     with pytest.raises(InputError, match=f"The best checkpoint {best} can't be used.*--checkpoint last"):
         export(trained.folder, tmp_path / "out")
-    assert export(trained.folder, tmp_path / "out", "last") == 4
+    assert export(trained.folder, tmp_path / "out", "last") == 3
