@@ -36,7 +36,7 @@ VARIANTS: dict[str, dict[str, str]] = {
 
 
 def measure(data: Path, steps: list[int], precision: str, environment: dict[str, str]) -> Iterator[tuple[int, float]]:
-    """Train the starter; yield at each of the steps the resident memory in MiB and the seconds of processor time so far."""
+    """Train the starter; yield at each step resident memory in MiB and the seconds of processor time so far."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         settings = {
