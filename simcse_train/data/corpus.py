@@ -94,11 +94,10 @@ def open_corpus(
             encoding,
         ]
     )
-    if expected not in (None, fingerprint):
+    if expected not in (None, fingerprint, _fingerprint_of_0_1_0(files, hashes, text_column)):
         raise InputError(
-            f"--data {' '.join(data)} is not the text that the run was trained on: its content has changed. Put the "
-            "old text back, or "
-            "start a new run from the encoder with --model."
+            f"--data {' '.join(data)} is not the text that the run was trained on: its content has changed. Restore "
+            "the old text, or start a new run from the encoder with --model."
         )
     folder = tokenised_folder(fingerprint, tokenizer, max_length)
     if not folder.is_dir():
@@ -108,6 +107,14 @@ def open_corpus(
             with open_file(path) as raw:
                 next(read_texts(raw, named(path, text_column=text_column, encoding=encoding)), None)
     return _open(folder, data, fingerprint)
+
+
+def _fingerprint_of_0_1_0(files: Sequence[Path], hashes: Sequence[str], text_column: str | None) -> str:
+    """Return the fingerprint that version 0.1.0 gave a text, so that its runs can be resumed."""
+    endings = [inner_ending(path) for path in files]
+    known = (".txt", ".csv", ".tsv", ".jsonl", ".parquet")
+    formats = [ending if ending in known else "other" for ending in endings]
+    return digest([1, [list(pair) for pair in zip(hashes, formats, strict=True)], text_column])
 
 
 def _open(folder: Path, data: Sequence[str], fingerprint: str) -> Corpus:

@@ -28,6 +28,7 @@ from simcse_train.runs.atomic import remove_leftovers, write_folder
 from simcse_train.runs.checkpoint import find_checkpoint
 from simcse_train.runs.folder import checkpoints
 from simcse_train.runs.manifest import damage
+from simcse_train.training import monitor
 from simcse_train.training import start as start_module
 from simcse_train.training.start import resume, train
 from tests.training.test_loop import bits, interrupted_at, settings
@@ -388,7 +389,7 @@ def test_a_folder_that_is_replaced_is_the_old_or_the_new_one_wherever_the_kill_f
 
 def test_a_checkpoint_saved_after_a_damaged_one_is_never_pruned_for_it(text: Path, tiny: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    train(settings(text, tiny, run, max_steps=10))
+    train(settings(text, tiny, run, max_steps=10, eval_every=100))
     victim = checkpoints(run)[-1] / "optimizer.safetensors"
     victim.write_bytes(victim.read_bytes()[:-1])
     with pytest.MonkeyPatch.context() as patch:
@@ -403,7 +404,7 @@ def test_going_on_from_an_older_checkpoint_leaves_the_later_ones_until_the_next_
     text: Path, tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = tmp_path / "run"
-    train(settings(text, tiny, run, max_steps=15, keep=5))
+    train(settings(text, tiny, run, max_steps=15, keep=5, eval_every=100))
     seen: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
         at_step(patch, 2, lambda: seen.extend(p.name for p in checkpoints(run)))
@@ -411,7 +412,7 @@ def test_going_on_from_an_older_checkpoint_leaves_the_later_ones_until_the_next_
     assert seen == ["step-00000005", "step-00000010", "step-00000015"]
     assert "Checkpoints after it, up to step-00000015, will be deleted when the next one is saved" in caplog.text
     assert [p.name for p in checkpoints(run)] == ["step-00000005", "step-00000010", "step-00000015", "step-00000020"]
-    straight = train(settings(text, tiny, tmp_path / "straight", max_steps=20))
+    straight = train(settings(text, tiny, tmp_path / "straight", max_steps=20, eval_every=100))
     assert bits(run / "encoder") != bits(straight.folder / "encoder")  # five steps of it had the rates of a run of 15
     copied = shutil.copytree(checkpoints(run)[0], tmp_path / "copied")
     with pytest.raises(InputError, match="is not inside a run"):
@@ -432,13 +433,13 @@ def test_labelled_pairs_may_move_but_not_change(text: Path, tiny: Path, tmp_path
 
 
 def test_an_export_that_lost_its_best_checkpoint_is_a_failure_of_the_run(
-    text: Path, tiny: Path, tmp_path: Path
+    text: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    scores = iter([10.0, 30.0, *[20.0] * 5])  # the best at step 2
+    monkeypatch.setattr(monitor, "similarity_score", lambda *_: next(scores))
     pairs = tmp_path / "pairs.tsv"
     pairs.write_text("a man plays\tthe man plays\t5\na cat\tthe hill\t1\na dog runs\tdog in park\t3\n")
-    run = train(
-        settings(text, tiny, tmp_path / "run", max_steps=12, eval=str(pairs), eval_every=2, keep=1, learning_rate=1e-9)
-    ).folder
+    run = train(settings(text, tiny, tmp_path / "run", max_steps=12, eval=str(pairs), eval_every=2, keep=1)).folder
     best = checkpoints(run)[0]
     assert best != checkpoints(run)[-1]
     shutil.rmtree(best)

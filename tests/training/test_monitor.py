@@ -71,7 +71,9 @@ def test_speed_counts_sentences_and_not_views(text: Path, tiny: Path, tmp_path: 
 def test_save_minutes_counts_minutes_since_the_last_checkpoint(
     text: Path, tiny: Path, tmp_path: Path, clock: Clock
 ) -> None:
-    run = train(settings(text, tiny, tmp_path / "run", max_steps=10, save_every=5, save_minutes=1, keep=10)).folder
+    run = train(
+        settings(text, tiny, tmp_path / "run", max_steps=10, save_every=5, save_minutes=1, keep=10, eval_every=100)
+    ).folder
     # Every three steps of 20 seconds, and at 5 and 10 by --save-every, after which the clock begins anew.
     assert [int(path.name.removeprefix("step-")) for path in checkpoints(run)] == [3, 5, 8, 10]
 
