@@ -93,7 +93,10 @@ def _pytest(root: Path, tests: list[str]) -> None:
     log = os.open(root / LOG, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    os._exit(int(pytest.main([*OPTIONS, *tests])))
+    sys.stdout = sys.stderr = os.fdopen(log, "w")  # else it is that of a pytest around this process
+    status = int(pytest.main([*OPTIONS, *tests]))
+    sys.stdout.flush()
+    os._exit(status)
 
 
 def survives(root: Path, mutant: Mutant) -> bool:
