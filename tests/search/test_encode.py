@@ -48,6 +48,7 @@ def test_nothing_is_left_of_an_output_that_fails(tiny: Path, tmp_path: Path) -> 
     assert [path.name for path in tmp_path.iterdir()] == ["in.txt"]
     with pytest.raises(InputError, match="must end in .npy, .safetensors, .parquet"):
         encode_file(encoder, str(tmp_path / "in.txt"), tmp_path / "rows.txt")
+    (tmp_path / "in.txt").write_text("fine\n")
     with pytest.raises(InputError, match="can't be written"):
         encode_file(encoder, str(tmp_path / "in.txt"), tmp_path / "no" / "rows.npy")
     (tmp_path / "empty.txt").touch()
