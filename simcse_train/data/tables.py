@@ -17,6 +17,7 @@ from simcse_train.data.source import Source
 SEPARATORS = (",", ";", "\t", "|")
 NO_SEPARATOR = "\0"  # no text has it: everything on a line is one field
 PEEK_LINES, PEEK_CHARACTERS = 400, 1 << 17
+ESCAPED = re.compile(r'"[^"]*\\"')  # a quotation mark with a backslash in a field that one opened
 NAMED_SEPARATOR = re.compile(r'"?sep=(.)"?\s*$', re.IGNORECASE)
 
 Lines = Iterator[tuple[int, str]]
@@ -127,7 +128,8 @@ def find_dialect(lines: list[tuple[int, str]], complete: bool, ending: str, sepa
     if not separator and first.count("||") >= 2 and len({line.count("||") for _, line in filled}) == 1:
         return Dialect("||", "literal")
     candidates: list[Dialect] = []
-    for quoting in ("quoted", "spaced", "escaped"):
+    has_escapes = any(ESCAPED.search(line) for _, line in filled)  # else a backslash is text
+    for quoting in ("quoted", "spaced", "escaped") if has_escapes else ("quoted", "spaced"):
         for mark in separators:
             found = Dialect(mark, quoting)
             if mark == "\t" and (quoting != "quoted" or not _tabs_are_quoted(filled, complete)):

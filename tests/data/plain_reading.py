@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import contextlib
+import csv
 import gzip
 import io
 import json
@@ -86,7 +87,8 @@ def table_readings(lines: list[str]) -> list[list[str]]:
     """Read lines as a table with each separator and quoting, with and without a header; return each column."""
     found = []
     for separator in ",;\t|\0":
-        for rows in (csv_records(lines, separator), [line.split(separator) if line else [] for line in lines]):
+        literal = [line.split(separator) if line else [] for line in lines]
+        for rows in (csv_records(lines, separator), literal, with_backslashes(lines, separator)):
             width = next((len(row) for row in rows or [] if row), 0)
             if rows is None or any(len(row) not in (0, width) for row in rows):
                 continue
@@ -94,6 +96,16 @@ def table_readings(lines: list[str]) -> list[list[str]]:
             for kept in (rows, [row for place, row in enumerate(rows) if first is not None and place > first]):
                 found += [[row[i] if row else "" for row in kept] for i in range(width)] or [["" for _ in kept]]
     return found
+
+
+def with_backslashes(lines: list[str], separator: str) -> list[list[str]] | None:
+    """Read lines as the csv in which a backslash stands before a quotation mark; None if they are not that."""
+    try:
+        return list(
+            csv.reader([line + "\n" for line in lines], delimiter=separator, doublequote=False, escapechar="\\")
+        )
+    except csv.Error:
+        return None
 
 
 def columnar(inner: str, content: bytes) -> list[list[str]]:
