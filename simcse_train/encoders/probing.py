@@ -210,10 +210,9 @@ def _close(found: Tensor, expected: Tensor) -> bool:
 
 @torch.inference_mode()
 def check_shortest(encoder: Encoder, name: str) -> None:
-    """Raise `InputError` if the encoder fails on a sentence of one token, or of a few."""
-    for length in range(encoder.tokenizer.special_tokens + 1, encoder.tokenizer.special_tokens + 5):
-        if length > encoder.max_length:
-            return
+    """Raise `InputError` if the encoder fails on an empty sentence, or on one of a few tokens."""
+    least = max(1, encoder.tokenizer.special_tokens)
+    for length in range(least, min(least + 5, encoder.max_length + 1)):
         batch = pack(encoder.tokenizer.tokenize([SHORT[3]], length), encoder.device)
         try:
             encoder.embed(*batch)
@@ -226,7 +225,7 @@ def check_shortest(encoder: Encoder, name: str) -> None:
 
 @torch.inference_mode()
 def is_repeatable(encoder: Encoder) -> bool:
-    """Return whether two passes in training mode with the same seed give the same embedding, as resuming a run needs."""
+    """Return whether two passes in training mode with one seed give one embedding, as resuming a run needs."""
     training = encoder.training
     encoder.train()
     batch = pack(encoder.tokenizer.tokenize([SHORT[3]], encoder.max_length), encoder.device)
