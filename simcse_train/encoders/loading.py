@@ -27,7 +27,7 @@ from transformers.models.auto.auto_mappings import IMAGE_PROCESSOR_MAPPING_NAMES
 
 from simcse_train.encoders.encoder import UNLIMITED, Encoder, dropout_settings, input_embeddings, max_positions
 from simcse_train.encoders.modules import Folder, read_folder
-from simcse_train.encoders.probing import SHORT, choose_computation, first_and_last_know
+from simcse_train.encoders.probing import SHORT, check_shortest, choose_computation, first_and_last_know
 from simcse_train.encoders.sources import STARTER_FOLDER, Source
 from simcse_train.encoders.tokenizer import SentenceTokenizer
 from simcse_train.errors import InputError
@@ -72,6 +72,7 @@ def load_encoder(
         encoder.pooling = _choose_pooling(encoder, pooling, source.name)
         _check_tokens(encoder, source.name)
         choose_computation(encoder, source.name, packed=packed)
+        check_shortest(encoder, source.name)
         _check_sides(encoder)
         _check_embeddings(encoder, source.name)
     return encoder

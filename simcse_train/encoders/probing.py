@@ -48,7 +48,7 @@ def choose_computation(encoder: Encoder, name: str, *, packed: bool) -> None:
     the reference's states.
     """
     short = [text for text in SHORT if encoder.tokenizer.tokenize([text], LENGTH)[0]]
-    batches = [short, [LONG * 40, short[-1]]]
+    batches = [short, [LONG * 40, LONG, short[-1]]]
     lengths = [min(LENGTH, encoder.max_positions), _long_length(encoder)]
     expected = [_reference(encoder, texts, length, name) for texts, length in zip(batches, lengths, strict=True)]
     packs = [pack(encoder.tokenizer.tokenize(t, n), encoder.device) for t, n in zip(batches, lengths, strict=True)]
@@ -206,6 +206,35 @@ def _fails_in_bfloat16(encoder: Encoder, batch: tuple[Tensor, Tensor], expected:
 def _close(found: Tensor, expected: Tensor) -> bool:
     scale = float(expected.abs().max().clamp(min=1))
     return found.shape == expected.shape and torch.allclose(found, expected, atol=1e-4 * scale, rtol=1e-4)
+
+
+@torch.inference_mode()
+def check_shortest(encoder: Encoder, name: str) -> None:
+    """Raise `InputError` if the encoder fails on an empty sentence, or on one of a few tokens."""
+    least = max(1, encoder.tokenizer.special_tokens)
+    for length in range(least, min(least + 5, encoder.max_length + 1)):
+        batch = pack(encoder.tokenizer.tokenize([SHORT[3]], length), encoder.device)
+        try:
+            encoder.embed(*batch)
+        except Exception as error:  # whatever a model raises that is not made for it
+            raise InputError(
+                f"The encoder {name}, of the type {encoder.model.config.model_type}, fails on sentences of {length} "
+                f"tokens ({' '.join(str(error).split())[:200]}). Choose another --model."
+            ) from None
+
+
+@torch.inference_mode()
+def is_repeatable(encoder: Encoder) -> bool:
+    """Return whether two passes in training mode with one seed give one embedding, as resuming a run needs."""
+    training = encoder.training
+    encoder.train()
+    batch = pack(encoder.tokenizer.tokenize([SHORT[3]], encoder.max_length), encoder.device)
+    views = []
+    for _ in range(2):
+        with seeded(0):
+            views.append(encoder.embed(*batch))
+    encoder.train(training)
+    return torch.equal(*views)
 
 
 @torch.inference_mode()

@@ -16,7 +16,7 @@ from simcse_train.data.corpus import Corpus
 from simcse_train.data.training_pairs import TrainingPairs
 from simcse_train.data.views import Repetition
 from simcse_train.encoders.encoder import Encoder, dropout_settings
-from simcse_train.encoders.probing import is_deterministic
+from simcse_train.encoders.probing import is_deterministic, is_repeatable
 from simcse_train.errors import InputError
 from simcse_train.evaluation.diagnosis import diagnose, recommend
 from simcse_train.runs.folder import check_space, keep_standard_input
@@ -50,6 +50,12 @@ def resolve(config: TrainConfig, encoder: Encoder, run: Path) -> TrainConfig:
         )
     if is_deterministic(encoder):
         raise InputError(_without_noise(config, encoder))
+    if not is_repeatable(encoder):
+        raise InputError(
+            f"--model {config.model} draws noise that no seed decides (it is of the type "
+            f"{encoder.model.config.model_type}), so that its run could not be resumed or repeated. Choose another "
+            "--model."
+        )
     if encoder.tokenizer.special_tokens >= config.max_length:
         raise InputError(
             f"--max-length {config.max_length} leaves no token for the sentence: the prompt of {config.model} and the "

@@ -133,7 +133,6 @@ EXPECTED = {
             "mobilebert",
             "mpnet",
             "openai_privacy_filter",
-            "reformer",
             "rembert",
             "roformer",
             "squeezebert",
@@ -145,8 +144,9 @@ EXPECTED = {
         ],
         PADDED,
     ),
-    **dict.fromkeys(["canine", "convbert", "fnet", "funnel", "nystromformer", "yoso"], EQUAL),
+    **dict.fromkeys(["convbert", "fnet", "nystromformer", "reformer", "yoso"], EQUAL),
     **dict.fromkeys(("bros", "markuplm", "neomme", "perceiver"), "reads more than text"),
+    **dict.fromkeys(("canine", "funnel"), "fails on sentences of 2 tokens"),
     "dpr": "no state for each token",
     "mra": "depends on that token alone",
     "tapas": "can't be loaded or used",
@@ -156,6 +156,7 @@ COMPUTED = tuple(family for family in EXPECTED if family not in REFUSED)
 
 # Their first token knows nothing of the rest: the last one is pooled.
 LEFT_TO_RIGHT = ("qwen2", "qwen3", "mistral", "gpt2", "modernbert-decoder", "clip_text_model")
+NOT_TRAINED = ("reformer",)  # it seeds its noise from the system, so that no run could be resumed
 FLOAT32_ONLY = ("deberta", "xmod")  # they end in a traceback under bfloat16 autocast
 
 LEFT_OUT = {
