@@ -36,7 +36,7 @@ VARIANTS: dict[str, dict[str, str]] = {
 
 
 def measure(data: Path, steps: list[int], precision: str, environment: dict[str, str]) -> Iterator[tuple[int, float]]:
-    """Train the starter; yield at each step resident memory in MiB and the seconds of processor time so far."""
+    """Train the starter; yield at each step asked for the resident memory in MiB and the processor time in seconds."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         settings = {

@@ -72,6 +72,12 @@ def test_spearman_handles_ties_as_average_ranks_and_refuses_constants() -> None:
     assert spearman(np.array([1.0, np.nan, 2]), np.array([1.0, 2, 3])) is None
 
 
+def test_spearman_sees_the_order_alone() -> None:
+    cosines = np.array([0.1, 0.2, 0.9, 0.3])
+    assert spearman(cosines, np.array([1.0, 10.0, 10_000.0, 100.0])) == pytest.approx(100)
+    assert spearman(-cosines, np.array([1.0, 10.0, 10_000.0, 100.0])) == pytest.approx(-100)
+
+
 def test_alignment_and_uniformity_are_their_definitions() -> None:
     points = torch.eye(3)
     assert alignment(points, points) == 0
