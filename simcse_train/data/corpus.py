@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import mmap
-import os
-import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,23 +138,3 @@ def _open(folder: Path, data: Sequence[str], fingerprint: str) -> Corpus:
             "at least two different ones are needed, one a line."
         )
     return Corpus(dataset, dataset.select_columns("input_ids"), mapped, rows, counts, fingerprint)
-
-
-def keep_standard_input(folder: Path) -> Path:
-    """Copy standard input into a file of the run folder, so that the run can be resumed; return the file.
-
-    Raises `InputError` if the folder can't hold it.
-    """
-    path = folder / "stdin.txt"
-    partial = folder / ".stdin.txt.partial"
-    try:
-        with partial.open("wb") as stream:
-            shutil.copyfileobj(sys.stdin.buffer, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.rename(path)
-    except OSError as error:
-        raise InputError(
-            f"Standard input can't be kept in {folder}: {error.strerror}. Choose another folder with --output."
-        ) from None
-    return path

@@ -34,8 +34,10 @@ def json_shape(text: Text) -> str | None:
             return "array"
         return "lines" if _is_lines(start, text.complete) or not start else "document"
     if re.match(r"\[\s*[{\"]", start):
+        space = SPACE.match(start[1:])
+        begin = start.index("[") + 1 + (len(space[0]) if space else 0)
         try:
-            _, end = json.JSONDecoder().raw_decode(start, start.index("[") + 1 + len(SPACE.match(start[1:])[0]))  # type: ignore[index]
+            _, end = json.JSONDecoder().raw_decode(start, begin)
         except (ValueError, RecursionError):
             return None
         return "array" if start[end:].lstrip().startswith((",", "]")) else None

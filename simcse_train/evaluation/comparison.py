@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TextIO
 
 import numpy as np
 import torch
@@ -207,9 +207,10 @@ def ask(
     return answers
 
 
-def _append(stream: object, record: dict[str, str]) -> None:
-    print(json.dumps(record), file=stream, flush=True)  # type: ignore[call-overload]
-    os.fsync(stream.fileno())  # type: ignore[attr-defined]
+def _append(stream: TextIO, record: dict[str, str]) -> None:
+    stream.write(json.dumps(record) + "\n")
+    stream.flush()
+    os.fsync(stream.fileno())
 
 
 def read_answers(path: Path, fingerprint: str) -> list[Answer]:
