@@ -1,11 +1,11 @@
-"""What 200 labelled pairs are worth: train with `--pairs` on pairs of one intent, measure on other questions.
+r"""What 200 labelled pairs are worth: train with `--pairs` on pairs of one intent, measure on other questions.
 
-    python scripts/measure_pairs.py --domains ../shared/data/domains --model ENCODER
+    python scripts/measure_pairs.py --domains ../shared/data/domains --model ENCODER \
+        --set epochs=10 learning_rate=1e-4 mask_similar=0.985
 
 Reads DOMAIN-train.tsv.gz and DOMAIN-test.tsv.gz (a label, a tab, a sentence). For each seed it draws the pairs from
 the training part, trains, and prints two measures of the test part before and after: how often the nearest other
-sentence
-has the same label, and the share of the ten nearest that has it (both in per cent).
+sentence has the same label, and the share of the ten nearest that has it (both in per cent).
 """
 
 from __future__ import annotations
