@@ -301,3 +301,12 @@ def test_a_long_text_costs_no_more_than_its_head(tiny: Path, caplog: pytest.LogC
     with caplog.at_level(logging.WARNING):
         assert len(encoder.tokenizer.tokenize(["man " * 10_000_000], 32)[0]) == 32
     assert not caplog.records
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_encoding_leaves_the_encoder_in_the_mode_it_was_in(tiny: Path, training: bool) -> None:
+    encoder = load_encoder(tiny).train(training)
+    rows = encoder.encode(["a man plays"])
+    assert np.array_equal(encoder.encode(["a man plays"]), rows)  # without dropout in both modes
+    assert encoder.training is training
+    assert all(module.training is training for module in encoder.model.modules())
