@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 from io import BytesIO
@@ -47,6 +48,14 @@ def test_common_encodings_are_told_from_the_text_and_said(
 def test_an_encoding_that_is_not_certain_is_asked_for_with_what_it_would_read(content: bytes) -> None:
     with pytest.raises(InputError, match=r"line \d is not valid UTF-8 .*not certain: as \S+ it reads '.*--encoding"):
         read("x.txt", content)
+
+
+@pytest.mark.parametrize("times", [1, 3, 10, 100])
+@pytest.mark.parametrize("encoding", ["cp1252", "latin-1"])
+def test_a_reading_that_mixes_alphabets_in_words_is_never_taken(encoding: str, times: int) -> None:
+    lines = ["La città è molto bella però c'è troppo traffico.", "Perché non vieni più a trovarci?"] * times
+    with contextlib.suppress(InputError):  # asked for, where another reading is as probable
+        assert read("x.txt", "".join(line + "\n" for line in lines).encode(encoding)) == lines
 
 
 def test_the_encoding_that_the_user_names_is_used_and_never_ignored() -> None:

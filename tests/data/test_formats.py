@@ -141,6 +141,16 @@ def test_a_table_without_a_header_keeps_its_first_line(content: str, texts: list
     assert read("x.csv", content.encode(), column) == texts
 
 
+def test_a_first_field_that_returns_below_it_is_no_name() -> None:
+    assert read("x.csv", b"x,hi\nx,a longer one\nx,another one there\n", "2") == [
+        "hi",
+        "a longer one",
+        "another one there",
+    ]
+    with pytest.raises(InputError, match="no header"):
+        read("x.csv", b"x,hi\nx,a longer one\nx,another one there\n")
+
+
 @pytest.mark.parametrize(
     ("content", "texts"),
     [
