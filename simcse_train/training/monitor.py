@@ -134,7 +134,10 @@ class Monitor:
     def _choose(self, step: int, record: dict[str, Any]) -> bool:
         """Update the best step; warn at the first measurement that shows harm. Return whether this step is the best."""
         if self.pairs is not None:
-            improved = self.best is None or self.best.score is None or record["score"] > self.best.score
+            score = record["score"]  # None where all cosines are equal: the encoder has collapsed
+            improved = score is not None and (self.best is None or self.best.score is None or score > self.best.score)
+            if score is None:
+                logger.warning(f"Step {step}: all labelled pairs have the same cosine, so they have no score.")
         else:
             verdict = judge(self._before, record)
             # Pairs that the user has say what belongs together; neighbours may change as they demand.

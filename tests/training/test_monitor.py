@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from simcse_train.runs.checkpoint import load_state
 from simcse_train.runs.folder import checkpoints
 from simcse_train.runs.metrics import read_metrics
 from simcse_train.training import loop as loop_module
@@ -108,3 +109,15 @@ def test_the_best_step_is_that_of_the_highest_score_also_across_a_resume(
     assert run.after["score"] == 60
     assert [path.name for path in checkpoints(run.folder)] == ["step-00000002", "step-00000005"]
     assert bits(run.folder / "encoder") == bits(checkpoints(run.folder)[0] / "encoder")
+
+
+def test_a_collapsed_encoder_has_no_score_is_said_and_never_the_best(
+    text: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pairs = tmp_path / "pairs.tsv"
+    pairs.write_text("a man\tthe man\t5\na cat\tguitar\t0\na dog\tthe dog runs\t3\n")
+    scores: Iterator[float | None] = iter([40.0, None, 30.0])
+    monkeypatch.setattr(monitor_module, "similarity_score", lambda *_, **__: next(scores))
+    train(settings(text, tiny, tmp_path / "run", max_steps=2, eval=str(pairs), eval_every=1))
+    assert "Step 1: all labelled pairs have the same cosine" in caplog.text
+    assert load_state(checkpoints(tmp_path / "run")[-1]).best_step == 0
