@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 import signal
@@ -41,8 +42,10 @@ def few(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     records = [{"anchor": lines[i], "positive": lines[i + 20]} for i in range(20)]
     for i in range(0, 20, 2):
         records[i]["negative"] = lines[i + 40]
-    rows = "\n".join(f'"{r["anchor"]}","{r["positive"]}","{r.get("negative", "")}"' for r in records)
-    (folder / "pairs.csv").write_text("anchor,positive,negative\n" + rows + "\n", encoding="utf-8")
+    with (folder / "pairs.csv").open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, ["anchor", "positive", "negative"], restval="", quoting=csv.QUOTE_ALL)
+        writer.writeheader()
+        writer.writerows(records)
     return folder
 
 
