@@ -73,7 +73,8 @@ def judge(before: Mapping[str, float], after: Mapping[str, float]) -> Verdict:
             Outcome.HARMED,
             f"Only {kept:.0%} of the ten nearest neighbours of a sentence are the same as before training",
         )
-    contrast = after["neighbour_contrast"] / before["neighbour_contrast"] - 1
+    had = before["neighbour_contrast"]  # 0 where there are too few sentences to have neighbours and others
+    contrast = after["neighbour_contrast"] / had - 1 if had else 0.0
     changed = f"the contrast of a sentence's nearest neighbours with all others changed by {contrast:+.0%}"
     if clustered and contrast < LOST_CONTRAST:
         return Verdict(Outcome.HARMED, f"The text's topics became less clear: {changed}")
