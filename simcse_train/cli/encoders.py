@@ -11,6 +11,8 @@ import typer
 from simcse_train.cli.app import EncoderArgument, EncodingOption, PoolingOption, TextColumnOption, app, quiet
 from simcse_train.errors import InputError
 
+SearchedText = Annotated[list[str], typer.Option(metavar="PATH", help="Text to search: file, folder or glob.")]
+
 
 @app.command("evaluate")
 def evaluate_command(
@@ -79,7 +81,7 @@ def search_command(
     query: Annotated[
         str | None, typer.Argument(metavar="[QUERY]", help="Without it, queries are read from standard input.")
     ] = None,
-    data: Annotated[list[str], typer.Option(metavar="PATH", help="Text to search: file, folder or glob.")] = ...,  # type: ignore[assignment]
+    data: SearchedText = ...,  # type: ignore[assignment]  # required, after an argument that is not
     text_column: TextColumnOption = None,
     count: Annotated[int, typer.Option(metavar="N", min=1, help="Sentences to print per query.")] = 5,
     pooling: PoolingOption = "auto",
