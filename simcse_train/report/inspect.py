@@ -33,8 +33,8 @@ from simcse_train.evaluation.hardness import (
 )
 from simcse_train.search.embeddings import embed_rows
 
-SAMPLE = 2048  # sentences that are tokenised and embedded
-VIEWS = 256  # sentences on which dropout is measured
+SAMPLE = 1024  # sentences that are tokenised and embedded
+VIEWS = 128  # sentences on which dropout is measured
 TEMPERATURES = (0.02, 0.05, 0.1, 0.2, 0.5)
 DROPOUTS = (0.05, 0.1, 0.2, 0.3)
 SHOWN_PAIRS = 8
