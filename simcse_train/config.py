@@ -109,7 +109,7 @@ class TrainConfig(BaseModel):
         auto="off",
     )
     start_weight: Share | None = _setting(
-        OBJECTIVE, "Share of the start's targets in the loss.", "X", of={"relational": 1, "soft": 1}
+        OBJECTIVE, "Share of the start's targets in the loss.", "X", of={"relational": 0.5, "soft": 1}
     )
     start_temperature: Positive | None = _setting(
         OBJECTIVE, "Divides the cosines before training.", "X", of={"relational": 0.1, "soft": 0.04}
