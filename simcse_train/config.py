@@ -128,7 +128,9 @@ class TrainConfig(BaseModel):
     )
     momentum: Unit | None = _setting(OBJECTIVE, "Of the slow encoder behind the queue.", "X", of={"queue": 0.995})
 
-    epochs: Count = _setting(OPTIMISATION, "Passes through the text.", "N", default=1)
+    epochs: Count | None = _setting(
+        OPTIMISATION, "Passes through the text.", "N", auto="1; with a few pairs alone, enough for 40 steps"
+    )
     max_steps: Count | None = _setting(OPTIMISATION, "Stop after this many steps, whatever --epochs says.", "N")
     batch_size: Annotated[int, Field(ge=2)] = _setting(OPTIMISATION, "Sentences in a batch.", "N", default=64)
     micro_batch_size: Count | None = _setting(

@@ -14,7 +14,7 @@ from tests.conftest import CONFIGS
 
 def test_defaults_are_those_of_the_paper_for_unsupervised_bert() -> None:
     config = make_config({"data": "x.txt"})
-    assert (config.batch_size, config.learning_rate, config.epochs, config.max_length) == (64, 3e-5, 1, 32)
+    assert (config.batch_size, config.learning_rate, config.epochs, config.max_length) == (64, 3e-5, None, 32)
     assert (config.temperature, config.warmup_ratio, config.weight_decay, config.max_grad_norm) == (0.05, 0, 0, 1)
 
 

@@ -17,6 +17,7 @@ from simcse_train.evaluation.hardness import negative_cosines
 TUNED = -2.2  # uniformity below which an encoder has been trained to tell sentences apart
 CLUSTERED = 0.42  # agreement of clusterings above which a text falls into topics
 GENERAL = 0.29  # mean cosine with the most similar of 63 random sentences, below which a text has no common subject
+SAME_TOPIC = 0.985  # quantile of the cosines above which two pairs of a narrow text often have the same topic
 BATCH = 64
 SAMPLE = 512
 
@@ -70,3 +71,14 @@ def recommend(diagnosis: Diagnosis) -> tuple[dict[str, Any], str]:
     if diagnosis.is_clustered:
         return {"objective": "relational", "neighbours": 5}, f"{narrow}, and it falls into topics: {agreement}"
     return {"objective": "relational", "neighbours": 0}, f"{narrow}, without clear topics: {agreement}"
+
+
+def recommend_for_pairs(diagnosis: Diagnosis) -> tuple[dict[str, Any], str]:
+    """Return the objective for a run on labelled pairs alone, as settings, and the reason for it."""
+    supervised = "there are only pairs, for which it is the paper's supervised objective"
+    if diagnosis.is_tuned and not diagnosis.is_general:
+        return (
+            {"objective": "infonce", "mask_similar": SAME_TOPIC},
+            f"{supervised}, and sentences of a narrow text that are most similar are rarely negatives",
+        )
+    return {"objective": "infonce"}, supervised

@@ -67,7 +67,7 @@ class Trainer:
         self.batches = make_batches(config, encoder, corpus, training_pairs)
         named = f"{corpus and corpus.fingerprint} {training_pairs and training_pairs.fingerprint}"
         self.teachers = Teachers(run, config, encoder, self.batches, named, self.objective, self.accelerator.autocast)
-        self.total = config.max_steps or config.epochs * self.batches.per_epoch
+        self.total = config.max_steps or (config.epochs or 1) * self.batches.per_epoch
         self.step = 0  # steps that are done
         self.monitor = Monitor(run, config, encoder, self.batches.measured(), pairs, self.total)
         self._saved_at = time.monotonic()

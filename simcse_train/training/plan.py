@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,10 +19,12 @@ from simcse_train.data.views import Repetition
 from simcse_train.encoders.encoder import Encoder, dropout_settings
 from simcse_train.encoders.probing import is_deterministic, is_repeatable
 from simcse_train.errors import InputError
-from simcse_train.evaluation.diagnosis import diagnose, recommend
+from simcse_train.evaluation.diagnosis import diagnose, recommend, recommend_for_pairs
 from simcse_train.runs.folder import check_space, keep_standard_input
 from simcse_train.search.embeddings import embed_rows
 from simcse_train.version import __version__
+
+FEWEST_STEPS = 40  # of a run on pairs alone: 200 pairs are four batches, and one pass through them changes nothing
 
 # What may change when a run is resumed; every other setting decides which run it is.
 CHANGEABLE = (
@@ -85,13 +88,22 @@ def resolve(config: TrainConfig, encoder: Encoder, run: Path) -> TrainConfig:
 
 def choose_objective(config: TrainConfig, encoder: Encoder, batches: Batches) -> tuple[TrainConfig, str]:
     """Return the settings with `--objective auto` replaced by what suits encoder and text, and a line that says why."""
-    if not config.data:
-        return config.model_copy(
-            update={"objective": "infonce"}
-        ), "Objective: infonce, the paper's supervised objective, since there are only pairs."
-    choice, reason = recommend(diagnose(embed_rows(encoder, batches.measured())))
+    diagnosis = diagnose(embed_rows(encoder, batches.measured()))
+    if config.data:
+        choice, reason = recommend(diagnosis)
+    else:
+        choice, reason = recommend_for_pairs(diagnosis)
+        if config.mask_similar is not None:
+            choice["mask_similar"] = config.mask_similar
     named = " ".join(f"{option(name)} {value}" for name, value in choice.items())
     return config.model_copy(update=choice), f"Objective: {named}, since {reason}."
+
+
+def choose_epochs(config: TrainConfig, batches: Batches) -> TrainConfig:
+    """Return the settings with the number of epochs, where none was given."""
+    if config.epochs is not None:
+        return config
+    return config.model_copy(update={"epochs": 1 if config.data else math.ceil(FEWEST_STEPS / batches.per_epoch)})
 
 
 def make_batches(

@@ -41,6 +41,7 @@ from simcse_train.training.loop import Trainer
 from simcse_train.training.plan import (
     changed,
     check_disk,
+    choose_epochs,
     choose_objective,
     find_device,
     make_batches,
@@ -127,10 +128,12 @@ def _new_trainer(run: Path, config: TrainConfig, encoder: Encoder | None = None)
         spread = getattr(encoder.model.config, "initializer_range", None) or 0.02  # XLM has none
         encoder.head = projection_head(encoder.hidden_size, seed=config.seed, initializer_range=spread)
     corpus, training_pairs = _open_texts(config, encoder)
+    batches = make_batches(config, encoder, corpus, training_pairs)
+    config = choose_epochs(config, batches)
     if config.objective == "auto":
-        config, reason = choose_objective(config, encoder, make_batches(config, encoder, corpus, training_pairs))
+        config, reason = choose_objective(config, encoder, batches)
         logger.info(reason)
-        write_text(run / CONFIG, config_yaml(config))
+    write_text(run / CONFIG, config_yaml(config))
     if needs_start(config, make_objective(config)):
         keep_start(run, encoder)
     trainer = Trainer(run, config, encoder, corpus, training_pairs, pairs)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from simcse_train.evaluation.diagnosis import Diagnosis, diagnose, recommend
+from simcse_train.evaluation.diagnosis import Diagnosis, diagnose, recommend, recommend_for_pairs
 from simcse_train.evaluation.geometry import cluster_agreement, nearest_rows, neighbour_contrast, neighbours_kept
 from simcse_train.evaluation.hardness import gradient_shares, most_similar_pairs, negative_cosines
 
@@ -45,6 +45,12 @@ def test_the_objective_follows_encoder_and_text(diagnosis: Diagnosis, settings: 
     found, reason = recommend(diagnosis)
     assert found == settings
     assert "the encoder is" in reason
+
+
+def test_only_pairs_of_a_narrow_text_are_masked() -> None:
+    assert recommend_for_pairs(Diagnosis(-2.9, 0.2, 0.62, 0.5))[0] == {"objective": "infonce", "mask_similar": 0.985}
+    for plain_or_general in (Diagnosis(-1.0, 0.7, 0.9, 0.6), Diagnosis(-3.8, 0.0, 0.25, 0.2)):
+        assert recommend_for_pairs(plain_or_general)[0] == {"objective": "infonce"}
 
 
 def test_neighbours_kept_counts_the_shared_ones_whatever_their_order() -> None:

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from simcse_train.config import TrainConfig, make_config
+from simcse_train.config import TrainConfig, make_config, read_settings
 from simcse_train.data.batches import Batches
 from simcse_train.errors import InputError, Stopped
+from simcse_train.runs.metrics import read_metrics
 from simcse_train.search import bank
 from simcse_train.training.start import resume, train
 
@@ -126,3 +127,9 @@ def test_the_screen_says_how_pairs_and_text_are_mixed(
     run = train(settings(few, tiny, tmp_path / "run", pairs="pairs.csv", max_steps=1)).folder
     assert "Pairs: 20, in batches of their own, evenly spread among those of the text" in caplog.text
     assert json.loads((run / "checkpoints" / "step-00000001" / "state.json").read_text())["training_pairs"]
+
+
+def test_a_few_pairs_alone_are_gone_through_often_enough(few: Path, tiny: Path, tmp_path: Path) -> None:
+    run = train(settings(few, tiny, tmp_path / "run", pairs="pairs.csv", data=[], max_steps=None)).folder
+    assert read_settings(run / "config.yaml")["epochs"] == 14  # of three batches each
+    assert [line["step"] for line in read_metrics(run)][-1] == 42
