@@ -11,7 +11,7 @@ from typing import Any
 from simcse_train.config import TrainConfig
 from simcse_train.data.cache import Counts
 from simcse_train.encoders.encoder import Encoder
-from simcse_train.evaluation.diagnosis import CLUSTERED, TUNED
+from simcse_train.evaluation.diagnosis import CLUSTERED, GENERAL, TUNED
 
 # The measures of an encoder in the order in which they are shown, with their digits.
 MEASURES = {
@@ -23,11 +23,17 @@ MEASURES = {
     "cluster_agreement": 2,
 }
 
+# Measured only before training; it says what kind of text it is.
+OF_THE_TEXT = ("negative_contrast",)
+
 # Thresholds of the verdict without labels; scripts/verdict_study.py prints how often it is right.
 LOST_NEIGHBOURS = 0.6  # fewer neighbours kept than this in a text with topics: the encoder forgot what it knew
 LOST_EVERYWHERE = 0.35  # the same for a text without topics, where sentences have no close neighbours to lose
 LOST_CONTRAST = -0.05  # relative change of the contrast from which topics are less clear
 GAINED_CONTRAST = 0.1
+LOST_ALIGNMENT = 0.4  # two views of a sentence have a cosine below 0.8: dropout alone makes them hard to recognise
+KEPT_ALIGNMENT = 0.05  # a rise up to this leaves two views as close as they were
+GAINED_UNIFORMITY = 0.05
 CLEAR_SCORE = 0.25  # a smaller change of the labelled score is noise
 
 
@@ -53,18 +59,29 @@ class Verdict:
 def judge(before: Mapping[str, float], after: Mapping[str, float]) -> Verdict:
     """Return what training did, from the measures before and after it; labelled pairs decide where both have a score.
 
-    Without labels the verdict is about an encoder that was good before: it says whether the neighbourhoods that it saw
-    in the text were lost, kept or sharpened. A plain language model has none worth keeping, and only labels can tell.
+    Without labels the verdict is about an encoder that was good before. In a text with topics it says whether the
+    neighbourhoods that the encoder saw were lost, kept or sharpened; in a general text whether sentences are spread more
+    evenly while two views of one stay close, which is what goes with a better score (Wang & Isola 2020, section 4). A
+    plain language model can be seen to be ruined, but only labels can tell whether it became good.
     """
     if "score" in before and "score" in after:
         return _judge_score(after["score"] - before["score"])
-    if not {"neighbours_kept", "neighbour_contrast", "cluster_agreement"} <= before.keys() & after.keys():
+    needed = {"alignment", "uniformity", "neighbours_kept", "neighbour_contrast", "cluster_agreement"}
+    if not needed <= before.keys() & after.keys():
         return Verdict(Outcome.UNCLEAR, "The encoder was not measured before training in this run")
+    alignment = after["alignment"] - before["alignment"]
+    if after["alignment"] > LOST_ALIGNMENT and alignment > KEPT_ALIGNMENT:
+        return Verdict(
+            Outcome.HARMED,
+            f"Two views of a sentence, which differ only by dropout, have moved apart: alignment went from "
+            f"{before['alignment']:.2f} to {after['alignment']:.2f}",
+        )
+    uniformity = f"uniformity went from {before['uniformity']:.2f} to {after['uniformity']:.2f}"
     if before["uniformity"] >= TUNED:
         return Verdict(
             Outcome.UNCLEAR,
-            f"The encoder was a plain language model before training; uniformity went from {before['uniformity']:.2f} "
-            f"to {after['uniformity']:.2f}. Only labelled pairs (--eval) can tell whether it became better",
+            f"The encoder was a plain language model before training; {uniformity}. Only labelled pairs (--eval) can "
+            "tell whether it became better",
         )
     kept = after["neighbours_kept"]
     clustered = before["cluster_agreement"] > CLUSTERED
@@ -72,6 +89,13 @@ def judge(before: Mapping[str, float], after: Mapping[str, float]) -> Verdict:
         return Verdict(
             Outcome.HARMED,
             f"Only {kept:.0%} of the ten nearest neighbours of a sentence are the same as before training",
+        )
+    general = before.get("negative_contrast", 1.0) < GENERAL
+    if general and before["uniformity"] - after["uniformity"] > GAINED_UNIFORMITY and alignment < KEPT_ALIGNMENT:
+        return Verdict(
+            Outcome.HELPED,
+            f"The text is general, and its sentences are spread more evenly while two views of one stay close: "
+            f"{uniformity}, alignment from {before['alignment']:.2f} to {after['alignment']:.2f}",
         )
     had = before["neighbour_contrast"]  # 0 where there are too few sentences to have neighbours and others
     contrast = after["neighbour_contrast"] / had - 1 if had else 0.0
@@ -128,10 +152,12 @@ def announcement(
 
 def only_measures(record: Mapping[str, Any]) -> dict[str, float]:
     """Return what a line of metrics.jsonl says of the encoder: its measures, where present."""
-    return {key: record[key] for key in MEASURES if record.get(key) is not None}
+    return {key: record[key] for key in (*MEASURES, *OF_THE_TEXT) if record.get(key) is not None}
 
 
 def describe(record: Mapping[str, Any]) -> str:
     """Return the measures of a line of metrics.jsonl in words."""
     found = only_measures(record)
-    return "  ".join(f"{key.replace('_', ' ')} {value:.{MEASURES[key]}f}" for key, value in found.items())
+    return "  ".join(
+        f"{key.replace('_', ' ')} {found[key]:.{digits}f}" for key, digits in MEASURES.items() if key in found
+    )

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from simcse_train.config import TrainConfig
 from simcse_train.data.pairs import Pair
 from simcse_train.encoders.encoder import Encoder
+from simcse_train.evaluation.diagnosis import diagnose
 from simcse_train.evaluation.geometry import (
     alignment,
     cluster_agreement,
@@ -107,6 +108,7 @@ class Monitor:
         if self.pairs is not None:
             record["score"] = similarity_score(self.encoder, self.pairs)
         if step == 0:
+            record["negative_contrast"] = diagnose(embeddings).negative_contrast  # says what kind of text it is
             self._before = record
         log_metrics(self.run, step, record)
         improved = self._choose(step, record)

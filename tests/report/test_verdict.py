@@ -19,7 +19,15 @@ from simcse_train.runs.folder import checkpoints
 from simcse_train.training.start import resume, train
 from tests.conftest import EXAMPLES
 
-TUNED = {"uniformity": -3.0, "neighbours_kept": 1.0, "neighbour_contrast": 0.5, "cluster_agreement": 0.6}
+TUNED = {
+    "alignment": 0.15,
+    "uniformity": -3.0,
+    "neighbours_kept": 1.0,
+    "neighbour_contrast": 0.5,
+    "cluster_agreement": 0.6,
+    "negative_contrast": 0.4,
+}
+GENERAL = {**TUNED, "negative_contrast": 0.23, "cluster_agreement": 0.1}
 
 
 def after(**changes: float) -> dict[str, float]:
@@ -40,6 +48,13 @@ def after(**changes: float) -> dict[str, float]:
         (after(cluster_agreement=0.2), after(neighbours_kept=0.3), Outcome.HARMED),
         # A plain language model has no neighbourhoods worth keeping.
         (after(uniformity=-1.0), after(uniformity=-3.0, neighbours_kept=0.1), Outcome.UNCLEAR),
+        (after(uniformity=-1.0), after(uniformity=-3.0, alignment=0.45), Outcome.HARMED),
+        (after(alignment=0.45), after(alignment=0.46), Outcome.UNCLEAR),
+        # Sentences of a general text may move apart as long as two views of one stay close.
+        (GENERAL, after(uniformity=-3.1, neighbours_kept=0.44, neighbour_contrast=0.3), Outcome.HELPED),
+        (GENERAL, after(uniformity=-3.1, alignment=0.21), Outcome.UNCLEAR),
+        (GENERAL, after(uniformity=-3.02), Outcome.UNCLEAR),
+        (after(cluster_agreement=0.2), after(uniformity=-3.1), Outcome.UNCLEAR),
         # Labelled pairs decide where there are any.
         (after(score=70.0), after(score=70.9, neighbours_kept=0.1), Outcome.HELPED),
         (after(score=70.0), after(score=69.1), Outcome.HARMED),
@@ -53,9 +68,16 @@ def test_the_verdict_follows_the_labels_or_else_the_neighbourhoods(
     assert judge(before, measured).outcome == outcome
 
 
-@given(kept=st.floats(0, 0.35, exclude_max=True), contrast=st.floats(0, 1), agreement=st.floats(-1, 1))
-def test_lost_neighbours_are_never_called_a_help(kept: float, contrast: float, agreement: float) -> None:
-    before = after(cluster_agreement=agreement)
+@given(
+    kept=st.floats(0, 0.35, exclude_max=True),
+    contrast=st.floats(0, 1),
+    agreement=st.floats(-1, 1),
+    negative=st.floats(-1, 1),
+)
+def test_lost_neighbours_are_never_called_a_help(
+    kept: float, contrast: float, agreement: float, negative: float
+) -> None:
+    before = after(cluster_agreement=agreement, negative_contrast=negative)
     verdict = judge(before, after(neighbours_kept=kept, neighbour_contrast=contrast))
     assert verdict.outcome == Outcome.HARMED
     assert f"{kept:.0%}" in str(verdict)
