@@ -27,11 +27,11 @@ MEASURES = {
 OF_THE_TEXT = ("negative_contrast",)
 
 # Thresholds of the verdict without labels; scripts/verdict_study.py prints how often it is right.
-LOST_NEIGHBOURS = 0.6  # fewer neighbours kept than this in a text with topics: the encoder forgot what it knew
-LOST_EVERYWHERE = 0.35  # the same for a text without topics, where sentences have no close neighbours to lose
-LOST_CONTRAST = -0.05  # relative change of the contrast from which topics are less clear
-GAINED_CONTRAST = 0.1
-LOST_ALIGNMENT = 0.4  # two views of a sentence have a cosine below 0.8: dropout alone makes them hard to recognise
+LOST_NEIGHBOURS = 0.6  # fewer neighbours kept than this in a narrow text: the encoder forgot what it knew
+LOST_EVERYWHERE = 0.35  # the same for a general text, where few sentences have close neighbours to lose
+LOST_CONTRAST = -0.05  # relative change of the contrast from which neighbours in a narrow text are lost in the crowd
+GAINED_CONTRAST = 0.1  # the same from which the topics of a text that has some are clearer
+LOST_ALIGNMENT = 0.4  # two views of a sentence have a cosine below 0.8: dropout alone makes them unlike
 KEPT_ALIGNMENT = 0.05  # a rise up to this leaves two views as close as they were
 GAINED_UNIFORMITY = 0.05
 CLEAR_SCORE = 0.25  # a smaller change of the labelled score is noise
@@ -59,9 +59,9 @@ class Verdict:
 def judge(before: Mapping[str, float], after: Mapping[str, float]) -> Verdict:
     """Return what training did, from the measures before and after it; labelled pairs decide where both have a score.
 
-    Without labels the verdict is about an encoder that was good before. In a text with topics it says whether the
-    neighbourhoods that the encoder saw were lost, kept or sharpened; in a general text whether sentences are spread more
-    evenly while two views of one stay close, which is what goes with a better score (Wang & Isola 2020, section 4). A
+    Without labels the verdict is about an encoder that was good before. In a narrow text it says whether the
+    neighbourhoods that the encoder saw were lost, kept or sharpened; in a general text whether sentences are spread
+    more evenly while two views of one stay close, which goes with a better score (Wang & Isola 2020, section 4). A
     plain language model can be seen to be ruined, but only labels can tell whether it became good.
     """
     if "score" in before and "score" in after:
@@ -84,13 +84,13 @@ def judge(before: Mapping[str, float], after: Mapping[str, float]) -> Verdict:
             "tell whether it became better",
         )
     kept = after["neighbours_kept"]
+    general = before.get("negative_contrast", 1.0) < GENERAL
     clustered = before["cluster_agreement"] > CLUSTERED
-    if kept < (LOST_NEIGHBOURS if clustered else LOST_EVERYWHERE):
+    if kept < (LOST_EVERYWHERE if general else LOST_NEIGHBOURS):
         return Verdict(
             Outcome.HARMED,
             f"Only {kept:.0%} of the ten nearest neighbours of a sentence are the same as before training",
         )
-    general = before.get("negative_contrast", 1.0) < GENERAL
     if general and before["uniformity"] - after["uniformity"] > GAINED_UNIFORMITY and alignment < KEPT_ALIGNMENT:
         return Verdict(
             Outcome.HELPED,
@@ -100,8 +100,8 @@ def judge(before: Mapping[str, float], after: Mapping[str, float]) -> Verdict:
     had = before["neighbour_contrast"]  # 0 where there are too few sentences to have neighbours and others
     contrast = after["neighbour_contrast"] / had - 1 if had else 0.0
     changed = f"the contrast of a sentence's nearest neighbours with all others changed by {contrast:+.0%}"
-    if clustered and contrast < LOST_CONTRAST:
-        return Verdict(Outcome.HARMED, f"The text's topics became less clear: {changed}")
+    if not general and contrast < LOST_CONTRAST:
+        return Verdict(Outcome.HARMED, f"Similar sentences were pushed apart: {changed}")
     if clustered and contrast > GAINED_CONTRAST:
         return Verdict(
             Outcome.HELPED, f"The text's topics became clearer: {changed}, and {kept:.0%} of the neighbours are kept"

@@ -42,10 +42,11 @@ def after(**changes: float) -> dict[str, float]:
         (TUNED, after(neighbours_kept=0.8, neighbour_contrast=0.56), Outcome.HELPED),
         (TUNED, after(neighbours_kept=0.5, neighbour_contrast=0.56), Outcome.HARMED),
         (TUNED, after(neighbours_kept=0.9, neighbour_contrast=0.51), Outcome.UNCLEAR),
-        # Without topics before training, sentences have no close neighbours to lose or to gain.
-        (after(cluster_agreement=0.2), after(neighbours_kept=0.5, neighbour_contrast=0.3), Outcome.UNCLEAR),
+        # A narrow text without topics has close neighbours to lose; that they are closer proves nothing.
+        (after(cluster_agreement=0.2), after(neighbours_kept=0.5), Outcome.HARMED),
+        (after(cluster_agreement=0.2), after(neighbours_kept=0.7, neighbour_contrast=0.4), Outcome.HARMED),
         (after(cluster_agreement=0.2), after(neighbours_kept=0.8, neighbour_contrast=0.7), Outcome.UNCLEAR),
-        (after(cluster_agreement=0.2), after(neighbours_kept=0.3), Outcome.HARMED),
+        (GENERAL, after(neighbours_kept=0.3, uniformity=-3.1), Outcome.HARMED),
         # A plain language model has no neighbourhoods worth keeping.
         (after(uniformity=-1.0), after(uniformity=-3.0, neighbours_kept=0.1), Outcome.UNCLEAR),
         (after(uniformity=-1.0), after(uniformity=-3.0, alignment=0.45), Outcome.HARMED),
