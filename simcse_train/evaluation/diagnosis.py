@@ -16,7 +16,7 @@ from simcse_train.evaluation.hardness import negative_cosines
 
 TUNED = -2.2  # uniformity below which an encoder has been trained to tell sentences apart
 CLUSTERED = 0.42  # agreement of clusterings above which a text falls into topics
-GENERAL = 0.25  # negative contrast below which a text has no common subject
+GENERAL = 0.29  # mean cosine with the most similar of 63 random sentences, below which a text has no common subject
 SAME_TOPIC = 0.985  # quantile of the cosines above which two pairs of a narrow text often have the same topic
 BATCH = 64
 SAMPLE = 512
@@ -37,17 +37,9 @@ class Diagnosis:
         return self.uniformity < TUNED
 
     @property
-    def negative_contrast(self) -> float:
-        """How much closer the most similar of 63 random sentences is than a random one, as a difference of cosines.
-
-        A difference, since the cosines of some encoders are all high.
-        """
-        return self.hardest_negative - self.mean_cosine
-
-    @property
     def is_general(self) -> bool:
         """Whether the sentences of a random batch have little in common, so that pushing them apart does no harm."""
-        return self.negative_contrast < GENERAL
+        return self.hardest_negative < GENERAL
 
     @property
     def is_clustered(self) -> bool:

@@ -179,9 +179,9 @@ def as_text(found: Inspection, max_length: int) -> str:
         f"Near duplicates: {found.near_duplicates:.1%} have another line with a cosine above {NEAR_DUPLICATE}.",
         f"Encoder: {kind}. Uniformity {diagnosis.uniformity:.2f} (tuned below {TUNED}), cosine of random pairs "
         f"{diagnosis.mean_cosine:.2f}, alignment {found.alignment:.2f}.",
-        f"Negatives: the most similar of 63 random sentences has a cosine of {diagnosis.hardest_negative:.2f}, "
-        f"{diagnosis.negative_contrast:.2f} above a random one (general text below {GENERAL:.2f}). Topics: clusterings "
-        f"agree to {diagnosis.cluster_agreement:.2f} (clear above {CLUSTERED}).",
+        f"Negatives: the most similar of 63 random sentences has a cosine of {diagnosis.hardest_negative:.2f} (general "
+        f"text below {GENERAL:.2f}). Topics: clusterings agree to {diagnosis.cluster_agreement:.2f} (clear above "
+        f"{CLUSTERED}).",
         "",
     ]
     if found.warns:

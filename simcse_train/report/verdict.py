@@ -24,7 +24,7 @@ MEASURES = {
 }
 
 # Measured only before training; it says what kind of text it is.
-OF_THE_TEXT = ("negative_contrast",)
+OF_THE_TEXT = ("hardest_negative",)
 
 # Thresholds of the verdict without labels; scripts/verdict_study.py prints how often it is right.
 LOST_NEIGHBOURS = 0.6  # fewer neighbours kept than this in a narrow text: the encoder forgot what it knew
@@ -84,7 +84,7 @@ def judge(before: Mapping[str, float], after: Mapping[str, float]) -> Verdict:
             "tell whether it became better",
         )
     kept = after["neighbours_kept"]
-    general = before.get("negative_contrast", 1.0) < GENERAL
+    general = before.get("hardest_negative", 1.0) < GENERAL
     clustered = before["cluster_agreement"] > CLUSTERED
     if kept < (LOST_EVERYWHERE if general else LOST_NEIGHBOURS):
         return Verdict(

@@ -108,7 +108,7 @@ class Monitor:
         if self.pairs is not None:
             record["score"] = similarity_score(self.encoder, self.pairs)
         if step == 0:
-            record["negative_contrast"] = diagnose(embeddings).negative_contrast  # says what kind of text it is
+            record["hardest_negative"] = diagnose(embeddings).hardest_negative  # says what kind of text it is
             self._before = record
         log_metrics(self.run, step, record)
         improved = self._choose(step, record)

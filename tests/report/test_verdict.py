@@ -25,9 +25,9 @@ TUNED = {
     "neighbours_kept": 1.0,
     "neighbour_contrast": 0.5,
     "cluster_agreement": 0.6,
-    "negative_contrast": 0.4,
+    "hardest_negative": 0.4,
 }
-GENERAL = {**TUNED, "negative_contrast": 0.23, "cluster_agreement": 0.1}
+GENERAL = {**TUNED, "hardest_negative": 0.25, "cluster_agreement": 0.1}
 
 
 def after(**changes: float) -> dict[str, float]:
@@ -78,7 +78,7 @@ def test_the_verdict_follows_the_labels_or_else_the_neighbourhoods(
 def test_lost_neighbours_are_never_called_a_help(
     kept: float, contrast: float, agreement: float, negative: float
 ) -> None:
-    before = after(cluster_agreement=agreement, negative_contrast=negative)
+    before = after(cluster_agreement=agreement, hardest_negative=negative)
     verdict = judge(before, after(neighbours_kept=kept, neighbour_contrast=contrast))
     assert verdict.outcome == Outcome.HARMED
     assert f"{kept:.0%}" in str(verdict)
