@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from simcse_train.config import TrainConfig
-from simcse_train.data.display import shown
 from simcse_train.errors import InputError, SaveError
+from simcse_train.report.html import make_environment
 from simcse_train.report.summary import Summary, summarise
 from simcse_train.runs.atomic import write_text
 from simcse_train.runs.folder import CONFIG
@@ -65,35 +65,30 @@ def report_at_end(run: Path) -> None:
 
 def render(summaries: Sequence[Summary]) -> str:
     """Return the page of one run, or of several side by side."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
     from simcse_train.report import plots
 
-    environment = Environment(
-        loader=PackageLoader("simcse_train.report", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["shown"] = shown
     measures = list(dict.fromkeys(name for summary in summaries for name in summary.measures()))
     cosines = summaries[0].cosines if len(summaries) == 1 else None
-    return environment.get_template("page.html.j2").render(
-        title=f"Run {summaries[0].run.name}" if len(summaries) == 1 else f"{len(summaries)} runs side by side",
-        summaries=summaries,
-        one=summaries[0] if len(summaries) == 1 else None,
-        measures=measures,
-        curves=[(name, Markup(plots.curves(summaries, name))) for name in measures],
-        plane=Markup(plots.plane(summaries)) if "uniformity" in measures else None,
-        distributions=[(title, Markup(plots.distributions(*cosines, kind))) for kind, title in KINDS.items()]
-        if cosines
-        else [],
-        settings=[settings_of(summary.config) for summary in summaries],
-        differing=differing_settings([summary.config for summary in summaries]),
-        commands=[f"simcse-train --config {shlex.quote(str(s.run / CONFIG))}" for s in summaries],
-        runs=plots.RUNS,
+    return (
+        make_environment()
+        .get_template("report/page.html.j2")
+        .render(
+            title=f"Run {summaries[0].run.name}" if len(summaries) == 1 else f"{len(summaries)} runs side by side",
+            summaries=summaries,
+            one=summaries[0] if len(summaries) == 1 else None,
+            measures=measures,
+            curves=[(name, Markup(plots.curves(summaries, name))) for name in measures],
+            plane=Markup(plots.plane(summaries)) if "uniformity" in measures else None,
+            distributions=[(title, Markup(plots.distributions(*cosines, kind))) for kind, title in KINDS.items()]
+            if cosines
+            else [],
+            settings=[settings_of(summary.config) for summary in summaries],
+            differing=differing_settings([summary.config for summary in summaries]),
+            commands=[f"simcse-train --config {shlex.quote(str(s.run / CONFIG))}" for s in summaries],
+            runs=plots.RUNS,
+        )
     )
 
 
