@@ -2,7 +2,7 @@
 
     pip install -c constraints.txt -e ".[dev]"    (and a browser: apt-get install chromium chromium-driver)
     simcse-train --data corpus.txt --output runs/mine
-    python scripts/screenshots.py runs/mine --data corpus.txt --query "a question" --out docs
+    python -m scripts.screenshots runs/mine --data corpus.txt --query "a question" --out docs
 
 Writes report.png and search.png. With `--all`, it also writes both at the widths of a phone and a desktop, in both
 themes, with the page of the comparison, to be looked at.

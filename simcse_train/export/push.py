@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
 from simcse_train.errors import InputError, SaveError
+from simcse_train.export.model_card import HUB_NAME
 from simcse_train.version import __version__
 
 
 def check_hub(name: str) -> None:
     """Raise `InputError` if nothing can be uploaded as the model `name`: a wrong name, no login, or no hub."""
-    try:
-        validate_repo_id(name)
-    except HFValidationError as error:
-        raise InputError(f"--push {name} is no name of a model. Give USER/NAME. {_reason(error)}") from None
+    if not re.fullmatch(HUB_NAME, name):
+        raise InputError(f"--push {name} is no name of a model. Give USER/NAME.")
     try:
         HfApi().whoami()
     except LocalTokenNotFoundError:
