@@ -16,6 +16,8 @@ from simcse_train.runs.metrics import read_metrics
 CODE = """
 import sys
 from simcse_train import TrainConfig, resume, train
+from simcse_train.runs import trackers
+trackers.SECONDS_TO_FINISH = 600  # on a machine that does other work too
 text, model, output, tracker = sys.argv[1:]
 settings = dict(batch_size=16, max_steps=4, save_every=2, eval_every=2, log_every=1)
 run = train(TrainConfig(data=[text], model=model, output=output, track=[tracker], **settings)).folder
