@@ -62,7 +62,7 @@ def main(
     ):
         search = f"http://127.0.0.1:{port}/?q={query}"
         shoot(driver, report, out / "report.png", width=1000, height=900)
-        shoot(driver, search, out / "search.png", width=1000, height=430)
+        shoot(driver, search, out / "search.png", width=1000, height=None)
         if not every:
             return
         sheet = Sheet(Comparison(encoders[0], encoders[1], [data]), Path(folder) / "answers.jsonl")
