@@ -7,10 +7,13 @@ import tempfile
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import BertConfig, BertModel, BertTokenizer
+
+from scripts.browser import MISSING, is_browser_here, open_browser
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -102,3 +105,14 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("the data for development, ../shared/data, is not here")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Headless Chromium that logs its console and its requests."""
+    if find_spec("selenium") is None:
+        pytest.skip("selenium is not installed")
+    if not is_browser_here():
+        pytest.skip(MISSING)
+    with open_browser() as driver:
+        yield driver

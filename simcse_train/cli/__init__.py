@@ -22,6 +22,7 @@ from pydantic.fields import FieldInfo
 from simcse_train.cli import compare, encoders, runs, texts  # noqa: F401 (their commands register themselves)
 from simcse_train.cli.app import app, quiet
 from simcse_train.config import TrainConfig, choices, make_config, option, read_settings
+from simcse_train.data.display import visible
 from simcse_train.errors import InputError, SaveError, Stopped, TrainingError
 from simcse_train.version import __version__
 
@@ -68,13 +69,16 @@ def train_command(
             quiet()
             from simcse_train.training.start import resume as resume_run
 
-            resume_run(resume, {**from_file, **given})
+            run = resume_run(resume, {**from_file, **given})
         else:
             validated = make_config({**from_file, **given})
             quiet()
             from simcse_train.training.start import train
 
-            train(validated)
+            run = train(validated)
+        from simcse_train.report.page import report_at_end
+
+        report_at_end(run.folder, run.encoder)
     except KeyboardInterrupt as error:  # typer would turn it into a silent 130, whatever the signal
         number = getattr(error, "signal_number", signal.SIGINT)
         _exit(
@@ -127,12 +131,12 @@ app.callback(invoke_without_command=True)(_with_settings(train_command))
 
 
 class _Screen(logging.Handler):
-    """Writes messages above the progress bar."""
+    """Writes messages above the progress bar; names and text in them don't act on the terminal."""
 
     def emit(self, record: logging.LogRecord) -> None:
         from tqdm import tqdm
 
-        tqdm.write(self.format(record), file=sys.stderr)
+        tqdm.write(visible(self.format(record)), file=sys.stderr)
 
 
 def main() -> NoReturn:
@@ -160,5 +164,5 @@ def main() -> NoReturn:
 
 
 def _exit(message: str, status: int) -> NoReturn:
-    typer.echo(message, err=True)
+    typer.echo(visible(message), err=True)
     sys.exit(status)

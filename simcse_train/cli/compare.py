@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from simcse_train.cli.app import EncoderArgument, PoolingOption, TextColumnOption, app, quiet
+from simcse_train.cli.serving import PortOption, ServeOption, check_serve, serve_pages
 from simcse_train.errors import InputError
 
 if TYPE_CHECKING:
@@ -44,9 +45,14 @@ def compare_command(
     write_pairs: Annotated[
         Path | None, typer.Option(metavar="FILE.jsonl", help="Write the answers as pairs to learn from, for --pairs.")
     ] = None,
+    serve: ServeOption = False,
+    port: PortOption = None,
     pooling: PoolingOption = "auto",
 ) -> None:
     """Ask which of two encoders finds the better neighbours: a blind test."""
+    check_serve(serve, port)
+    if serve and judge is not None:
+        raise InputError("--serve asks a person and --judge does not: choose one of them.")
     for option, path in (("--write-eval", write_eval), ("--write-pairs", write_pairs)):
         if path is not None and path.suffix != ".jsonl":
             raise InputError(f"{option} {path} must end in .jsonl.")
@@ -70,8 +76,16 @@ def compare_command(
     asked = blind.Comparison(encoders[0], encoders[1], data, text_column)
     path = answers or Path(f"compare-{asked.fingerprint[:8]}.jsonl")
     if judge is None:
-        typer.echo(f"Answers are kept in {path}. 1 or 2: this one fits better. b: both fit. n: neither. q: stop.")
-    found = blind.ask(asked, decide, path, questions)
+        keys = "" if serve else " 1 or 2: this one fits better. b: both fit. n: neither. q: stop."
+        typer.echo(f"Answers are kept in {path}.{keys}")
+    if serve:
+        from simcse_train.pages.compare import compare_routes
+
+        sheet = blind.Sheet(asked, path)
+        serve_pages(compare_routes(sheet, questions), port)
+        found = sheet.answers
+    else:
+        found = blind.ask(asked, decide, path, questions)
     if not found:
         typer.echo("Nothing was answered: the encoders find the same neighbours, or no question could be judged.")
     typer.echo(blind.describe(blind.outcome(found)))

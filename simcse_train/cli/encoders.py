@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from simcse_train.cli.app import EncoderArgument, EncodingOption, PoolingOption, TextColumnOption, app, quiet
+from simcse_train.cli.serving import PortOption, ServeOption, check_serve, serve_pages
 from simcse_train.errors import InputError
 
 SearchedText = Annotated[list[str], typer.Option(metavar="PATH", help="Text to search: file, folder or glob.")]
@@ -84,14 +85,32 @@ def search_command(
     data: SearchedText = ...,  # type: ignore[assignment]  # required, after an argument that is not
     text_column: TextColumnOption = None,
     count: Annotated[int, typer.Option(metavar="N", min=1, help="Sentences to print per query.")] = 5,
+    serve: ServeOption = False,
+    beside: Annotated[
+        str | None, typer.Option(metavar="ENCODER", help="With --serve: a second encoder, side by side.")
+    ] = None,
+    port: PortOption = None,
     pooling: PoolingOption = "auto",
 ) -> None:
-    """Print the sentences of a text that are nearest to a query."""
+    """Print the sentences of a text that are nearest to a query, or open a page that does."""
+    check_serve(serve, port)
+    if beside is not None and not serve:
+        raise InputError("--beside is for --serve.")
+    if serve and query is not None:
+        raise InputError("--serve takes its queries from the page: leave the query out.")
     quiet()
     from simcse_train.data.display import shown
     from simcse_train.export.folder import load_saved_encoder
     from simcse_train.search.search import open_text, search
 
+    if serve:
+        from simcse_train.pages.search import Side, search_routes
+
+        names = [encoder] if beside is None else [encoder, beside]
+        encoders = [load_saved_encoder(name, pooling=pooling) for name in names]
+        sides = [Side(name, e, open_text(e, data, text_column)) for name, e in zip(names, encoders, strict=True)]
+        serve_pages(search_routes(sides, count), port)
+        return
     loaded = load_saved_encoder(encoder, pooling=pooling)
     text = open_text(loaded, data, text_column)
     for sentence in [query] if query is not None else (line.strip() for line in sys.stdin):

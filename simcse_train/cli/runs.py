@@ -22,6 +22,9 @@ def export_command(
         list[str] | None,
         typer.Option(metavar="PATH", help="With --format onnx: text to check it on. [default: the run's own]"),
     ] = None,
+    push: Annotated[
+        str | None, typer.Option(metavar="USER/NAME", help="Upload OUT to the Hugging Face hub, as a private model.")
+    ] = None,
 ) -> None:
     """Write the encoder of a run as a folder that sentence-transformers and transformers load."""
     if format not in ("safetensors", "onnx"):
@@ -31,17 +34,23 @@ def export_command(
     if checkpoint not in (None, "best", "last"):
         raise InputError(f"--checkpoint {checkpoint} must be best or last.")
     quiet()
+    from simcse_train.export import push as hub
+
+    if push is not None:
+        hub.check_hub(push)
     if format == "onnx":
         from simcse_train.export.onnx import describe, export_onnx
 
         found = export_onnx(source, target, which=checkpoint, int8=int8, data=data or ())
         typer.echo(f"Exported {source} to {target}. {describe(found)}")
-        return
-    from simcse_train.export.folder import export
+    else:
+        from simcse_train.export.folder import export
 
-    step = export(source, target, checkpoint)
-    of = f"step {step}" if step else "the encoder before training, since training did not help,"
-    typer.echo(f"Exported {of} of {source} to {target}.")
+        step = export(source, target, checkpoint)
+        of = f"step {step}" if step else "the encoder before training, since training did not help,"
+        typer.echo(f"Exported {of} of {source} to {target}.")
+    if push is not None:
+        typer.echo(f"Uploaded {target} to {hub.push(target, push)}.")
 
 
 @app.command("report")

@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, TextIO
+from typing import Literal
 
 import numpy as np
 import torch
@@ -173,44 +173,64 @@ def _judge(grade: Callable[[str, str], float | None], fits: float) -> Callable[[
     return judge
 
 
+class Sheet:
+    """The answers to a comparison in a file, each of them on the disk before the next question."""
+
+    def __init__(self, comparison: Comparison, path: Path) -> None:
+        """Read the answers that were given before, or begin a file.
+
+        Raises `InputError` if the answers are about something else, `SaveError` if the file cannot be written.
+        """
+        self.path = path
+        self.answers = read_answers(path, comparison.fingerprint)
+        if not path.exists() or not path.stat().st_size:
+            self._append({"comparison": comparison.fingerprint})
+        answered = {answer.query for answer in self.answers}
+        self._open = (question for question in comparison.questions() if question.query not in answered)
+        self._question = next(self._open, None)
+
+    def question(self, count: int | None) -> Question | None:
+        """Return what to ask next; None after `count` answers, or if there is nothing left to ask."""
+        return self._question if count is None or len(self.answers) < count else None
+
+    def answer(self, choice: Choice | None) -> None:
+        """Keep the answer to the present question, none to leave it out, and go on to the next one.
+
+        Raises `SaveError` if the file cannot be written.
+        """
+        if self._question is not None and choice is not None:
+            answer = Answer(self._question.query, self._question.old, self._question.new, choice)
+            self._append(asdict(answer))
+            self.answers.append(answer)
+        self._question = next(self._open, None)
+
+    def _append(self, record: dict[str, str]) -> None:
+        try:
+            with self.path.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(record) + "\n")
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError as error:
+            raise SaveError(
+                f"{self.path} can't be written: {error.strerror}. Choose another file with --answers."
+            ) from None
+
+
 def ask(
     comparison: Comparison, judge: Callable[[Question], Choice | None], answers_file: Path, count: int | None
 ) -> list[Answer]:
     """Ask a judge up to `count` questions, those answered before included, and return all answers.
 
-    Each answer is on the disk before the next question. A judge ends the questions by raising `StopIteration`, and
-    leaves one out by returning None. Raises `InputError` if the file holds answers about something else, `SaveError` if
-    it cannot be written.
+    A judge ends the questions by raising `StopIteration`, and leaves one out by returning None. Raises as `Sheet` does.
     """
-    answers = read_answers(answers_file, comparison.fingerprint)
-    answered = {answer.query for answer in answers}
-    try:
-        with answers_file.open("a", encoding="utf-8") as stream:
-            if not answers_file.stat().st_size:
-                _append(stream, {"comparison": comparison.fingerprint})
-            for question in comparison.questions():
-                if count is not None and len(answers) >= count:
-                    break
-                if question.query in answered:
-                    continue
-                try:
-                    choice = judge(question)
-                except StopIteration:
-                    break
-                if choice is not None:
-                    answers.append(Answer(question.query, question.old, question.new, choice))
-                    _append(stream, asdict(answers[-1]))
-    except OSError as error:
-        raise SaveError(
-            f"{answers_file} can't be written: {error.strerror}. Choose another file with --answers."
-        ) from None
-    return answers
-
-
-def _append(stream: TextIO, record: dict[str, str]) -> None:
-    stream.write(json.dumps(record) + "\n")
-    stream.flush()
-    os.fsync(stream.fileno())
+    sheet = Sheet(comparison, answers_file)
+    while (question := sheet.question(count)) is not None:
+        try:
+            choice = judge(question)
+        except StopIteration:
+            break
+        sheet.answer(choice)
+    return sheet.answers
 
 
 def read_answers(path: Path, fingerprint: str) -> list[Answer]:

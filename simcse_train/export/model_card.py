@@ -4,38 +4,45 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from html import escape
 from pathlib import Path
 from string import Template
 
 from huggingface_hub import ModelCard
 from yaml import YAMLError
 
-from simcse_train.config import STARTER
+from simcse_train.config import STARTER, TrainConfig
+from simcse_train.data.display import shown
 from simcse_train.encoders.encoder import Encoder, dropout_settings
-from simcse_train.encoders.loading import STARTER_FOLDER
+from simcse_train.encoders.sources import Source
+from simcse_train.errors import InputError
 from simcse_train.report.verdict import MEASURES, judge, only_measures
 from simcse_train.runs.checkpoint import State
 from simcse_train.runs.metrics import read_metrics
 from simcse_train.version import __version__
 
 TITLES = {"score": "labelled pairs (Spearman x 100)"}
-TRAINED = "trained by unsupervised SimCSE (Gao, Yao & Chen, EMNLP 2021)"
-UNCHANGED = "unchanged: unsupervised SimCSE (Gao, Yao & Chen, EMNLP 2021) did not make it better"
+METHOD = "SimCSE (Gao, Yao & Chen, EMNLP 2021)"
 TEMPLATE = Path(__file__).parent / "model_card.md"
+HUB_NAME = r"[\w.-]+(/[\w.-]+)?"
 
 
-def model_card(encoder: Encoder, state: State, run: Path, name: str) -> str:
-    """Return the README of an export in the Hugging Face format, with the scores logged in the run folder."""
+def model_card(encoder: Encoder, state: State, run: Path, name: str, *, backend: str = "") -> str:
+    """Return the README of an export in the Hugging Face format, with the scores logged in the run folder.
+
+    `backend` is what sentence-transformers has to be told to load the export, if anything.
+    """
     config = state.config()
     measured = {line["step"]: line for line in read_metrics(run) if "uniformity" in line}
     before, after = (only_measures(measured.get(step, {})) for step in (0, state.step))
     dropout = ", ".join(f"{key} {value:g}" for key, value in dropout_settings(encoder.model.config).items())
+    method = f"{'unsupervised' if config.data else 'supervised'} {METHOD}"
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         config.model_dump(),
-        name=name,
-        base_model=state.base_model,
+        name=escape(shown(name)),
+        base_model=as_code(state.base_model),
         version=__version__,
-        data=", ".join(Path(entry).name for entry in config.data),
+        text=_text(config, state.counts),
         sentences=f"{state.sentences:,}",
         dimension=encoder.hidden_size,
         pooling=encoder.pooling,
@@ -43,9 +50,24 @@ def model_card(encoder: Encoder, state: State, run: Path, name: str) -> str:
         steps=state.steps,
         dropout=dropout,
         scores=_scores(before, after, state.step),
-        license=_licence(config.model),
-        origin=UNCHANGED if state.step == 0 else TRAINED,
+        metadata=licence(config.model) + _base(config.model),
+        origin=f"unchanged: {method} did not make it better" if state.step == 0 else f"trained by {method}",
+        backend=f', backend="{backend}"' if backend else "",
     )
+
+
+def as_code(text: str) -> str:
+    """Return a name as code of Markdown, so that nothing in it is read as Markdown or HTML."""
+    return "`" + shown(text).replace("`", "'").replace("|", "\\|") + "`"
+
+
+def _text(config: TrainConfig, counts: Mapping[str, int] | None) -> str:
+    """Return which files were learned from, and what became of their lines."""
+    names = ", ".join(as_code(Path(entry).name) for entry in [*config.data, *filter(None, [config.pairs])])
+    if counts is None:
+        return names
+    lines, empty, duplicates, cut = (f"{counts[key]:,}" for key in ("lines", "empty", "duplicates", "cut"))
+    return f"{names}: {lines} lines, {empty} empty and {duplicates} duplicates dropped, {cut} cut"
 
 
 def _scores(before: Mapping[str, float], after: Mapping[str, float], step: int) -> str:
@@ -60,13 +82,17 @@ def _scores(before: Mapping[str, float], after: Mapping[str, float], step: int) 
     return "\n".join([*lines, "", note, "", f"{judge(before, after)}"])
 
 
-def _licence(base: str) -> str:
+def licence(base: str) -> str:
     """Return the card's line with the licence that the card of the base model names; nothing where it names none."""
-    card = (STARTER_FOLDER if base == STARTER else Path(base).expanduser()) / "README.md"
-    if not card.is_file():  # `load` would take it for a name on the hub
-        return ""
     try:
-        name = ModelCard.load(card, ignore_metadata_errors=True).data.license
-    except (OSError, ValueError, YAMLError):
+        card = Source(base).find("README.md")
+        name = ModelCard.load(card, ignore_metadata_errors=True).data.license if card else None
+    except (InputError, OSError, ValueError, YAMLError):
         return ""
     return f"license: {name}\n" if isinstance(name, str) and re.fullmatch(r"[\w.+-]+", name) else ""
+
+
+def _base(model: str) -> str:
+    """Return the card's line with the base model, where that has a name on the hub."""
+    is_on_hub = model != STARTER and re.fullmatch(HUB_NAME, model) and not Path(model).exists()
+    return f"base_model: {model}\n" if is_on_hub else ""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -22,11 +23,13 @@ from transformers import AutoModel
 
 from simcse_train.data.batches import held_out_sentences
 from simcse_train.data.corpus import open_corpus
+from simcse_train.data.display import shown
 from simcse_train.encoders.encoder import Encoder
 from simcse_train.encoders.pooling import pool
 from simcse_train.encoders.saving import save_encoder
 from simcse_train.errors import InputError, SaveError
 from simcse_train.export.folder import PROBES, load_chosen, load_saved_encoder
+from simcse_train.export.model_card import as_code, licence, model_card
 from simcse_train.runs.atomic import write_folder
 from simcse_train.runs.checkpoint import find_checkpoint
 from simcse_train.runs.folder import checkpoints
@@ -64,7 +67,7 @@ def export_onnx(
         )
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"{target} exists already. Choose a new folder for the export, or remove it first.")
-    encoder, sentences = _load(source, which, data)
+    encoder, sentences, card = _load(source, which, data, target.name)
     if int8 and len(sentences) < 2 * NEIGHBOURS:
         raise InputError(
             f"--int8 changes the embeddings, so it is checked on at least {2 * NEIGHBOURS} sentences, and there are "
@@ -97,7 +100,8 @@ def export_onnx(
             difference = float(np.abs(rows - expected).max())
             kept = _neighbours_kept(expected, rows)
         found.append(OnnxExport(difference, kept, len(checked)))
-        (folder / "README.md").write_text(_card(encoder, target.name, found[0]), encoding="utf-8")
+        about = SECTION.format(graph=GRAPH, checked=describe(found[0]), pooling=encoder.pooling)
+        (folder / "README.md").write_text(card + about, encoding="utf-8")
 
     write_folder(target, write)
     return found[0]
@@ -142,20 +146,22 @@ def embed_with_onnxruntime(graph: Path, encoder: Encoder, sentences: Sequence[st
     return out
 
 
-def _load(source: Path, which: str | None, data: Sequence[str]) -> tuple[Encoder, list[str]]:
-    """Return the encoder to export and the sentences to check it on."""
+def _load(source: Path, which: str | None, data: Sequence[str], name: str) -> tuple[Encoder, list[str], str]:
+    """Return the encoder to export, the sentences to check it on, and the model card of an export of this name."""
     if not checkpoints(source):
         encoder = load_saved_encoder(str(source))
-        return encoder, _sentences(encoder, data, None) if data else []
+        card = CARD.format(name=escape(shown(name)), metadata=licence(str(source)), source=as_code(source.name))
+        return encoder, _sentences(encoder, data, None) if data else [], card
     state, encoder = load_chosen(source, find_checkpoint(source)[0], which)
     config = state.config()
     encoder.head = None
+    card = model_card(encoder, state, source, name, backend="onnx")
     try:
-        return encoder, _sentences(encoder, data or config.data, None if data else config.text_column)
+        return encoder, _sentences(encoder, data or config.data, None if data else config.text_column), card
     except InputError:
         if data:
             raise
-        return encoder, []  # the run's text is gone; whether it is needed is for the caller to say
+        return encoder, [], card  # the run's text is gone; whether it is needed is for the caller to say
 
 
 def _sentences(encoder: Encoder, data: Sequence[str], text_column: str | None) -> list[str]:
@@ -216,26 +222,27 @@ def _neighbours_kept(before: NDArray[np.float32], after: NDArray[np.float32]) ->
     return float((places[0][:, :, None] == places[1][:, None, :]).any(2).float().mean())
 
 
-def _card(encoder: Encoder, name: str, export: OnnxExport) -> str:
-    return CARD.format(name=name, pooling=encoder.pooling, checked=describe(export), graph=GRAPH)
-
-
 CARD = """---
 library_name: sentence-transformers
 pipeline_tag: sentence-similarity
-tags: [sentence-transformers, simcse, onnx]
----
+tags: [sentence-transformers, simcse]
+{metadata}---
 
 # {name}
 
-A sentence encoder as an ONNX graph (`{graph}`), exported by simcse-train. {checked}
+A sentence encoder, the same as {source}.
 
 ```python
 from sentence_transformers import SentenceTransformer
 
 SentenceTransformer("path/to/this/folder", backend="onnx").encode(["A sentence."])
 ```
+"""
+SECTION = """
+## ONNX
 
-The graph takes `input_ids` and `attention_mask` and gives `last_hidden_state`; embeddings are pooled with `{pooling}`
-and compared by cosine.
+The weights are in the graph `{graph}`, written by simcse-train. {checked}
+
+It takes `input_ids` and `attention_mask` and gives `last_hidden_state`; embeddings are pooled with `{pooling}` and
+compared by cosine.
 """

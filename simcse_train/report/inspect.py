@@ -16,6 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from simcse_train.config import option
+from simcse_train.data.display import shown
 from simcse_train.data.files import find_files, open_file
 from simcse_train.data.source import named
 from simcse_train.data.texts import read_texts
@@ -38,6 +39,7 @@ VIEWS = 128  # sentences on which dropout is measured
 TEMPERATURES = (0.02, 0.05, 0.1, 0.2, 0.5)
 DROPOUTS = (0.05, 0.1, 0.2, 0.3)
 SHOWN_PAIRS = 8
+SHOWN_CHARACTERS = 90  # of each sentence of a pair
 NEAR_DUPLICATE = 0.95  # cosine above which two different lines say the same
 
 
@@ -187,7 +189,10 @@ def as_text(found: Inspection, max_length: int) -> str:
     if found.warns:
         lines += [
             "Warning: plain SimCSE would push similar sentences apart. The most similar pairs of a random batch:",
-            *(f"  {cosine:.2f}  {first[:90]}\n        {second[:90]}" for cosine, first, second in found.similar_pairs),
+            *(
+                f"  {cosine:.2f}  {shown(first, SHOWN_CHARACTERS)}\n        {shown(second, SHOWN_CHARACTERS)}"
+                for cosine, first, second in found.similar_pairs
+            ),
             "",
         ]
     lines += [

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from simcse_train.config import TrainConfig
-from simcse_train.data.display import shown
+from simcse_train.encoders.encoder import Encoder
 from simcse_train.errors import InputError, SaveError
+from simcse_train.report.html import make_environment
 from simcse_train.report.summary import Summary, summarise
 from simcse_train.runs.atomic import write_text
 from simcse_train.runs.folder import CONFIG
@@ -36,26 +37,30 @@ def is_available() -> bool:
     return all(find_spec(name) is not None for name in ("jinja2", "matplotlib"))
 
 
-def write_report(runs: Sequence[Path]) -> Path:
+def write_report(runs: Sequence[Path], encoder: Encoder | None = None) -> Path:
     """Write the page of a run as RUN/report.html, or that of several runs as comparison.html in the first; return it.
 
-    Raises `InputError` if a folder is no run or the libraries are missing, `SaveError` if the page cannot be written.
+    `encoder` is that of a single run, if it is loaded already. Raises `InputError` if a folder is no run or the
+    libraries are missing, `SaveError` if the page cannot be written.
     """
     if not is_available():
         raise InputError(f"The report needs jinja2 and matplotlib. Install them: {INSTALL}.")
-    summaries = [summarise(run, with_sentences=len(runs) == 1) for run in runs]
+    summaries = [summarise(run, with_sentences=len(runs) == 1, encoder=encoder) for run in runs]
     path = runs[0] / (PAGE if len(runs) == 1 else COMPARISON)
     write_text(path, render(summaries))
     return path
 
 
-def report_at_end(run: Path) -> None:
-    """Write the page of a run that has just ended, and say where it is or why there is none; never raises."""
+def report_at_end(run: Path, encoder: Encoder | None = None) -> None:
+    """Write the page of a run that has just ended, and say where it is or why there is none; never raises.
+
+    `encoder` is the run's, if it is loaded already.
+    """
     if not is_available():
         logger.info(f"For a report page: {INSTALL}, then simcse-train report {run}")
         return
     try:
-        logger.info(f"Report: {write_report([run])}")
+        logger.info(f"Report: {write_report([run], encoder)}")
     except (InputError, SaveError) as error:
         logger.warning(f"The report page could not be written. {error}")
     except Exception as error:  # the encoder is trained and saved, and a page must not turn that into a failure
@@ -65,35 +70,30 @@ def report_at_end(run: Path) -> None:
 
 def render(summaries: Sequence[Summary]) -> str:
     """Return the page of one run, or of several side by side."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
     from simcse_train.report import plots
 
-    environment = Environment(
-        loader=PackageLoader("simcse_train.report", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["shown"] = shown
     measures = list(dict.fromkeys(name for summary in summaries for name in summary.measures()))
     cosines = summaries[0].cosines if len(summaries) == 1 else None
-    return environment.get_template("page.html.j2").render(
-        title=f"Run {summaries[0].run.name}" if len(summaries) == 1 else f"{len(summaries)} runs side by side",
-        summaries=summaries,
-        one=summaries[0] if len(summaries) == 1 else None,
-        measures=measures,
-        curves=[(name, Markup(plots.curves(summaries, name))) for name in measures],
-        plane=Markup(plots.plane(summaries)) if "uniformity" in measures else None,
-        distributions=[(title, Markup(plots.distributions(*cosines, kind))) for kind, title in KINDS.items()]
-        if cosines
-        else [],
-        settings=[settings_of(summary.config) for summary in summaries],
-        differing=differing_settings([summary.config for summary in summaries]),
-        commands=[f"simcse-train --config {shlex.quote(str(s.run / CONFIG))}" for s in summaries],
-        runs=plots.RUNS,
+    return (
+        make_environment()
+        .get_template("report/page.html.j2")
+        .render(
+            title=f"Run {summaries[0].run.name}" if len(summaries) == 1 else f"{len(summaries)} runs side by side",
+            summaries=summaries,
+            one=summaries[0] if len(summaries) == 1 else None,
+            measures=measures,
+            curves=[(name, Markup(plots.curves(summaries, name))) for name in measures],
+            plane=Markup(plots.plane(summaries)) if "uniformity" in measures else None,
+            distributions=[(title, Markup(plots.distributions(*cosines, kind))) for kind, title in KINDS.items()]
+            if cosines
+            else [],
+            settings=[settings_of(summary.config) for summary in summaries],
+            differing=differing_settings([summary.config for summary in summaries]),
+            commands=[f"simcse-train --config {shlex.quote(str(s.run / CONFIG))}" for s in summaries],
+            runs=plots.RUNS,
+        )
     )
 
 

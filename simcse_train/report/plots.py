@@ -40,6 +40,7 @@ STYLE: dict[str, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
+TICKS = 5  # at most, on each axis: most of the time that a plot takes goes into them
 SIZE = (5.0, 2.8)  # inches; the page scales them
 MARGINS = {"left": 0.15, "right": 0.98, "bottom": 0.17, "top": 0.96}
 
@@ -97,7 +98,9 @@ def distributions(before: Cosines, after: Cosines, kind: str) -> str:
 
 def _figure() -> tuple[Figure, Any]:
     figure = Figure(figsize=SIZE)  # with margins of a fixed size: a computed layout draws every plot twice
-    return figure, figure.subplots(gridspec_kw=MARGINS)
+    axes = figure.subplots(gridspec_kw=MARGINS)
+    axes.locator_params(nbins=TICKS)
+    return figure, axes
 
 
 def _colours(runs: int) -> list[str]:

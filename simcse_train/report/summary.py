@@ -98,10 +98,10 @@ class Summary:
         return sorted((name for name in names if name not in LOGGED_ONLY), key=lambda name: (name != "loss", name))
 
 
-def summarise(run: Path, *, with_sentences: bool = True) -> Summary:
+def summarise(run: Path, *, with_sentences: bool = True, encoder: Encoder | None = None) -> Summary:
     """Return what a report shows of a run, finished or not; without its sentences where only its curves are needed.
 
-    Raises `InputError` if the folder is no run.
+    `encoder` is the run's, if it is loaded already. Raises `InputError` if the folder is no run.
     """
     if not (run / CONFIG).is_file():
         raise InputError(f"{run} is not a run: there is no {CONFIG} in it. Give the folder that simcse-train wrote.")
@@ -115,7 +115,7 @@ def summarise(run: Path, *, with_sentences: bool = True) -> Summary:
     examples: list[Example] = []
     if with_sentences and config.data:
         try:
-            counts, held_out, cosines, examples = _look(run, config, state)
+            counts, held_out, cosines, examples = _look(run, config, state, encoder)
         except InputError as error:
             missing = str(error)
     return Summary(
@@ -150,7 +150,7 @@ def _state(run: Path) -> State | None:
 
 
 def _look(
-    run: Path, config: TrainConfig, state: State | None
+    run: Path, config: TrainConfig, state: State | None, encoder: Encoder | None
 ) -> tuple[Counts, int, tuple[Cosines, Cosines] | None, list[Example]]:
     """Return the text's counts, the number of held-out sentences, and how both encoders see them."""
     start = load_start(run, config)
@@ -166,7 +166,7 @@ def _look(
     numbers = held_out_sentences(len(corpus))
     if state is None or len(numbers) < 2:
         return corpus.counts, len(numbers), None, []
-    end = load_saved_encoder(str(run), pooling=config.pooling)
+    end = encoder or load_saved_encoder(str(run), pooling=config.pooling)
     texts, rows = corpus.texts(numbers), corpus.tokens(numbers)
     spaces = [embed_rows(encoder, rows) for encoder in (start, end)]  # (sentences, hidden), before and after
     found = [_neighbours(space) for space in spaces]

@@ -62,11 +62,13 @@ def _follow(name: str, run: Path, config: TrainConfig, position: int, ended: thr
         if find_spec(name) is None:
             logger.warning(f"--track {name}: the package {name} is not installed, so nothing is tracked with it.")
             return
+        is_resumed = name in _identities(run)
         tracker = _start(name, run)
         settings = {
             key: str(v) if isinstance(v, list) else v for key, v in config.model_dump().items() if v is not None
         }
-        tracker.store_init_configuration(settings)
+        if not (is_resumed and name == "mlflow"):  # which refuses a setting that was changed for the resumed run
+            tracker.store_init_configuration(settings)
         is_last = False
         while not is_last:
             is_last = ended.wait(SECONDS_BETWEEN_READS)  # what was logged before the end is still sent
@@ -97,8 +99,7 @@ def _send(tracker: Any, path: Path, position: int) -> int:
 
 def _start(name: str, run: Path) -> Any:
     """Start a tracker on the tracked run that belongs to this run's folder: a new one, or that of the run resumed."""
-    path = run / IDENTITY
-    identity: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    identity = _identities(run)
     new = f"{run.name}-{uuid.uuid4().hex[:8]}"
     own = identity.get(name, new)
     steps = [line["step"] for line in read_metrics(run)]
@@ -115,9 +116,15 @@ def _start(name: str, run: Path) -> Any:
     if name not in identity:
         chosen = tracker.active_run.info.run_id if name == "mlflow" else new
         with _identity_lock:
-            saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-            write_text(path, json.dumps(saved | {name: chosen}) + "\n")
+            write_text(run / IDENTITY, json.dumps(_identities(run) | {name: chosen}) + "\n")
     return tracker
+
+
+def _identities(run: Path) -> dict[str, str]:
+    """Return the tracked run of each tracker that has followed this run."""
+    path = run / IDENTITY
+    found: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return found
 
 
 _identity_lock = threading.Lock()  # several trackers write one file

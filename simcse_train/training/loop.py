@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -158,6 +159,7 @@ class Trainer:
             versions=versions(),
             pairs=fingerprint(self.pairs),
             training_pairs=self.training_pairs.fingerprint if self.training_pairs is not None else None,
+            counts=asdict(self.corpus.counts) if self.corpus is not None else None,
         )
 
     def restore(self, checkpoint: Path, state: State) -> None:

@@ -19,7 +19,6 @@ from simcse_train.encoders.loading import load_encoder
 from simcse_train.errors import InputError, TrainingError
 from simcse_train.export.folder import load_chosen, write_export
 from simcse_train.objectives.registry import make_objective
-from simcse_train.report.page import report_at_end
 from simcse_train.report.verdict import announcement, describe, judge, only_measures
 from simcse_train.runs.atomic import write_text
 from simcse_train.runs.checkpoint import find_checkpoint, load_checkpoint_encoder, load_state, run_to_resume
@@ -238,7 +237,6 @@ def finish(trainer: Trainer) -> Run:
     if state.step not in (0, trainer.step):
         logger.info(f"best, step {state.step:<5}  {describe(after)}")
     logger.info(str(judge(before, last if state.step == 0 else after)))
-    report_at_end(run)
     if state.step == 0:
         logger.info(f"Training did not help here. Encoder: {run / ENCODER}, the one you started with.")
     else:

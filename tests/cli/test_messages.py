@@ -100,3 +100,21 @@ print(before == settings(), before)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("True (20, True)")
+
+
+def test_names_and_text_in_messages_do_not_act_on_the_terminal(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refused(capsys, "--data", tmp_path / "no\x1b[2Jwhere.txt", "--model", tiny, "--output", tmp_path / "out")
+    assert "no␛[2Jwhere.txt: there is no such file" in said
+    lines = [f"{word} \x1b[31mred\x07 man number {i}" for i in range(20) for word in ("a", "the")]
+    data = tmp_path / "a\x1b[31m.txt"
+    data.write_text("\n".join(lines) + "\n")
+    assert run("inspect", "--data", data, "--model", tiny) == 0
+    assert run("search", tiny, "a man", "--data", data) == 0
+    settings = ("--batch-size", 8, "--max-steps", 2, "--output", tmp_path / "run\x1b[0m")
+    assert run("--data", data, "--model", tiny, *settings) == 0
+    shown = "".join(capsys.readouterr())
+    assert "␛[31mred␇ man" in shown
+    assert "run␛[0m" in shown
+    assert not {character for character in shown if ord(character) < 0x20} - set("\t\n\r")

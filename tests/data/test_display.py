@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from simcse_train.data.display import CHARACTERS, shown
+from simcse_train.data.display import CHARACTERS, shown, visible
 
 
 def test_long_texts_are_cut_and_control_characters_made_visible() -> None:
@@ -9,3 +9,8 @@ def test_long_texts_are_cut_and_control_characters_made_visible() -> None:
     assert cut.startswith("y" * CHARACTERS + "…")
     assert len(cut) < CHARACTERS + 30
     assert shown("日本語 עברית 👩‍👧") == "日本語 עברית 👩‍👧"
+
+
+def test_messages_keep_their_lines_and_lose_what_acts_on_a_terminal() -> None:
+    assert visible("one\n\ttwo\r\x1b[2J\x9b31m") == "one\n\ttwo␍␛[2J\ufffd31m"
+    assert visible("y" * 10_000) == "y" * 10_000

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from simcse_train.encoders.saving import save_encoder
 from simcse_train.errors import InputError, SaveError
 from simcse_train.export import folder as module
 from simcse_train.export.folder import export
+from simcse_train.export.model_card import model_card
+from simcse_train.runs.checkpoint import load_state
 from simcse_train.runs.folder import checkpoints
 from simcse_train.training.start import train
 from tests.conftest import make_bert
@@ -83,8 +86,30 @@ def test_the_card_says_what_was_trained_on_what_and_how_it_scored(text: Path, ti
         "# out",
     ):
         assert expected in card, expected
+    assert "`corpus.txt`: 120 lines, 0 empty and 0 duplicates dropped, " in card
     assert str(tmp_path) not in card
     assert "$" not in card
+
+
+def test_names_on_a_card_are_neither_markdown_nor_html(text: Path, tiny: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(tiny, tmp_path / "ti`ny|\x1b[31m")
+    data = shutil.copy(text, tmp_path / "a|b`c\n<script>.txt")
+    run = trained(Path(data), model, tmp_path / "<b>run")
+    export(run, tmp_path / "<i>out", "last")
+    card = (tmp_path / "<i>out" / "README.md").read_text()
+    assert "# &lt;i&gt;out\n" in card
+    assert "| base model | `ti'ny\\|␛[31m` |" in card
+    assert "| text | `a\\|b'c <script>.txt`: 120 lines" in card
+    assert "base_model:" not in card  # a folder has no name on the hub
+
+
+def test_a_base_model_on_the_hub_is_named_for_it(tiny: Path, text: Path, tmp_path: Path) -> None:
+    run = trained(text, tiny, tmp_path / "run")
+    state = load_state(checkpoints(run)[-1])
+    named = replace(state, settings=state.settings | {"model": "someone/some-bert"}, counts=None)
+    card = model_card(load_encoder(tiny), named, run, "out")
+    assert card.split("---")[1].endswith("base_model: someone/some-bert\n")
+    assert "| text | `corpus.txt` |" in card  # a checkpoint of an older version has no counts
 
 
 def test_an_export_that_loads_differently_is_refused(

@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-import json
 import logging
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +14,8 @@ from simcse_train.report import page
 from simcse_train.report.page import report_at_end, write_report
 from simcse_train.report.summary import summarise
 from simcse_train.runs.folder import METRICS
+from tests.browser import HOSTILE, complaints, contrast, requests, themes_of, visit
 from tests.conftest import EXAMPLES
-
-HOSTILE = (
-    "<script>window.ran = true; fetch('http://example.com/')</script>",
-    '<img src=x onerror="window.ran = true"> & \'quoted\' "twice"',
-    "</summary></details><style>body { display: none }</style>",
-    "{{ 7 * 7 }} {% raise %} ${alert(1)} $x^2$ \\frac",
-    "عربي \u202eright to left override without an end, and עברית",
-    "👩‍👩‍👧‍👦 🇩🇪 é combining a\u0301\u0301\u0301\u0301 zero\u200bwidth",
-    "control \x01\x02\x1b[31m\x7f\x85 characters \ufffe\uffff",
-    "long " + "x" * 10_000,
-    "many words " * 900,
-)
 
 
 @pytest.fixture(scope="module")
@@ -49,51 +36,16 @@ def hostile_run(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         eval_every=2,
         log_every=2,
     )
-    return train(config).folder
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Headless Chromium that logs its console and its requests."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    driver = shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        pytest.skip("there is no Chromium with its driver: apt-get install chromium chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    opened = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield opened
-    opened.quit()
-
-
-def visit(browser: Any, path: Path, *, width: int = 1280, dark: bool = False) -> None:
-    """Open a page with an emptied log, in a window of a width and a theme."""
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen(width))
-    theme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": theme})
-    for kind in ("browser", "performance"):
-        browser.get_log(kind)
-    browser.get(path.resolve().as_uri())
-
-
-def screen(width: int) -> dict[str, Any]:
-    return {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
-
-
-def requests(browser: Any) -> list[str]:
-    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    return [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+    run = train(config).folder
+    report_at_end(run)
+    return run
 
 
 def test_the_page_opens_in_a_browser_without_errors_scripts_or_requests(browser: Any, hostile_run: Path) -> None:
-    path = hostile_run / "report.html"  # written at the end of the run
+    path = hostile_run / "report.html"
     visit(browser, path)
-    assert [entry for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
-    assert [url for url in requests(browser) if not url.startswith("data:")] == [path.resolve().as_uri()]
+    assert complaints(browser) == []
+    assert requests(browser) == [path.resolve().as_uri()]
     assert browser.execute_script("return window.ran") is None
     assert browser.execute_script("return document.scripts.length") == 0
     assert browser.execute_script("return document.images.length") == 0
@@ -123,33 +75,11 @@ def test_a_click_shows_the_neighbours_of_a_sentence(browser: Any, hostile_run: P
 def test_nothing_is_wider_than_the_screen_and_both_themes_have_contrast(
     browser: Any, hostile_run: Path, width: int
 ) -> None:
-    backgrounds = set()
-    for dark in (False, True):
-        visit(browser, hostile_run / "report.html", width=width, dark=dark)
-        for details in browser.find_elements("tag name", "details"):
-            browser.execute_script("arguments[0].open = true", details)
-        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
-        paper, ink = (
-            browser.execute_script(f"return getComputedStyle(document.body).{name}")
-            for name in ("backgroundColor", "color")
-        )
-        assert contrast(paper, ink) > 7
-        label = browser.execute_script("return getComputedStyle(document.querySelector('svg text')).fill")
-        assert contrast(paper, label) > 4.5  # the plots take the theme too
-        backgrounds.add(paper)
+    backgrounds = themes_of(browser, hostile_run / "report.html", width)
     assert len(backgrounds) == 2
-
-
-def contrast(first: str, second: str) -> float:
-    """Return the contrast of two CSS colours (WCAG 2.1, 1.4.3)."""
-
-    def luminance(colour: str) -> float:
-        channels = [int(part) / 255 for part in colour[colour.index("(") + 1 : -1].split(",")[:3]]
-        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
-        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-    light, dark = sorted((luminance(first), luminance(second)), reverse=True)
-    return (light + 0.05) / (dark + 0.05)
+    paper = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+    label = browser.execute_script("return getComputedStyle(document.querySelector('svg text')).fill")
+    assert contrast(paper, label) > 4.5  # the plots take the theme too
 
 
 def test_runs_side_by_side_show_what_differs(browser: Any, hostile_run: Path, tmp_path: Path) -> None:
