@@ -63,9 +63,7 @@ def recommend(diagnosis: Diagnosis) -> tuple[dict[str, Any], str]:
     """Return the objective that suits encoder and text, as settings, and the reason for it."""
     if not diagnosis.is_tuned:
         return {"objective": "ntxent"}, f"the encoder is a plain language model (uniformity {diagnosis.uniformity:.2f})"
-    hardest = (
-        f"the most similar of 63 random sentences is closer than a random one by {diagnosis.negative_contrast:.2f}"
-    )
+    hardest = f"the most similar of 63 random sentences has a cosine of {diagnosis.hardest_negative:.2f}"
     if diagnosis.is_general:
         return {"objective": "ntxent"}, f"the encoder is tuned for sentences and the text is general: {hardest}"
     narrow = f"the encoder is tuned for sentences and the text is narrow: {hardest}"
