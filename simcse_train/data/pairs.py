@@ -51,13 +51,16 @@ def fingerprint(pairs: list[Pair] | None) -> str | None:
     return None if pairs is None else hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
 
 
-def read_pairs(path: Path, option: str = "--data", encoding: str | None = None) -> list[Pair]:
+def read_pairs(
+    path: Path, option: str = "--data", encoding: str | None = None, *, fallback_encoding: str | None = None
+) -> list[Pair]:
     """Read labelled pairs from a table of any format; pairs without a score are skipped.
 
-    Raises `InputError` with the line that can't be read, and if fewer than two pairs remain or all have the same
-    score, which leaves a rank correlation undefined.
+    `encoding` is that of the file; with `fallback_encoding`, the file has that one unless it is UTF-8. Raises
+    `InputError` with the line that can't be read, and if fewer than two pairs remain or all have the same score, which
+    leaves a rank correlation undefined.
     """
-    source = named(path, option, encoding=encoding)
+    source = named(path, option, encoding=encoding, fallback_encoding=fallback_encoding)
     pairs = []
     for place, row in read_columns(source, ("first", "second", "score")):
         if (pair := parse_pair([row["first"], row["second"], row["score"]], place)) is not None:
@@ -67,6 +70,10 @@ def read_pairs(path: Path, option: str = "--data", encoding: str | None = None) 
             raise source.error(
                 f"has no text in the {side} sentence of any of its {len(pairs)} pairs. Check the columns."
             )
+    if pairs and all(pair.first == pair.second for pair in pairs):
+        raise source.error(
+            f"holds the same sentence twice in each of its {len(pairs)} pairs: all cosines are 1. Check the columns."
+        )
     if len(pairs) < 2:
         raise source.error(f"holds {len(pairs)} scored pairs; a rank correlation needs at least two.")
     check_scores(pairs, source)

@@ -119,3 +119,9 @@ def test_the_published_sts_files_are_read(shared: Path) -> None:
         pairs = read_pairs(shared / "sts" / name)
         assert len(pairs) == count
         assert all(pair.first and pair.second and 0 <= pair.score <= 5 for pair in pairs)
+
+
+def test_pairs_of_the_same_sentence_twice_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "p.tsv").write_text("a man\ta man\t1\na cat\ta cat\t2\nthe dog\tthe dog\t0\n")
+    with pytest.raises(InputError, match="same sentence twice in each of its 3 pairs"):
+        read_pairs(tmp_path / "p.tsv", "--eval")

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
     AutoTokenizer,
@@ -380,3 +381,15 @@ def test_loading_says_nothing_on_the_screen(tiny: Path, caplog: pytest.LogCaptur
     with caplog.at_level(logging.WARNING):
         load_encoder(tiny)
     assert not [record for record in caplog.records if record.name.startswith("simcse_train")]
+
+
+def test_a_missing_pooler_and_a_surplus_head_are_not_reported_by_transformers(tmp_path: Path) -> None:
+    folder = make_bert(tmp_path / "bert")
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if "pooler" not in name}
+    save_file(kept | {"cls.bias": torch.zeros(3)}, folder / "model.safetensors", metadata={"format": "pt"})
+    code = "import sys\nfrom transformers import AutoModel\nfrom simcse_train import load_encoder\n"
+    code += "(AutoModel.from_pretrained if sys.argv[2:] else load_encoder)(sys.argv[1])"
+    for more in ([], ["with transformers"]):
+        done = subprocess.run([sys.executable, "-c", code, folder, *more], capture_output=True, text=True, check=True)
+        assert ("LOAD REPORT" in done.stderr) == bool(more)
