@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -36,10 +36,22 @@ from simcse_train.objectives.objective import Rows
 from simcse_train.report.inspect import sample_text
 
 BATCH, STEPS = 64, 8
-SIZES = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
-DEBERTA_V3 = {"relative_attention": True, "position_buckets": 256, "norm_rel_ebd": "layer_norm", "share_att_key": True,
-              "pos_att_type": ["p2c", "c2p"], "max_relative_positions": -1, "position_biased_input": False,
-              "type_vocab_size": 0}  # fmt: skip
+SIZES: dict[str, Any] = {
+    "hidden_size": 384,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 12,
+    "intermediate_size": 1536,
+}
+DEBERTA_V3: dict[str, Any] = {
+    "relative_attention": True,
+    "position_buckets": 256,
+    "norm_rel_ebd": "layer_norm",
+    "share_att_key": True,
+    "pos_att_type": ["p2c", "c2p"],
+    "max_relative_positions": -1,
+    "position_biased_input": False,
+    "type_vocab_size": 0,
+}
 
 
 def make_encoder(config: PretrainedConfig) -> Encoder:
@@ -58,7 +70,7 @@ def cut(encoder: Encoder, *, on: bool) -> None:
         return
     for module in encoder.model.modules():
         if isinstance(module, CutEncoder):
-            module.__class__ = DebertaV2Encoder
+            module.__class__ = DebertaV2Encoder  # type: ignore[assignment]
         if isinstance(module, DisentangledSelfAttention):
             module.pos_ebd_size = encoder.model.config.position_buckets
 

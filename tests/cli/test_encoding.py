@@ -40,24 +40,15 @@ def test_every_command_on_a_text_takes_its_encoding(
 def test_pairs_beside_a_text_may_be_utf8_or_in_its_encoding(
     latin: Path, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    labelled = "a café\tthe man plays\t1\na cat runs\tthe big dog sings\t2\n"
     arguments = ["--data", latin, "--model", tiny, "--max-steps", 1, "--batch-size", 2, "--encoding", "latin-1"]
     for name in ("latin-1", "utf-8"):
-        (tmp_path / f"{name}.tsv").write_bytes(labelled.encode(name))
+        (tmp_path / f"{name}-pairs.tsv").write_bytes("a café\tthe man plays\na cat\tthe dog\n".encode(name))
+        (tmp_path / f"{name}-labelled.tsv").write_bytes("a café\tthe man plays\t1\na cat\tthe dog\t2\n".encode(name))
     for name, other in (("latin-1", "utf-8"), ("utf-8", "latin-1")):
-        pairs = ("--eval", tmp_path / f"{name}.tsv", "--pairs", tmp_path / f"{other}.tsv")
-        assert run(*arguments, *pairs, "--output", tmp_path / f"run-{name}") == 0
-    alone = (
-        "--pairs",
-        tmp_path / "utf-8.tsv",
-        "--model",
-        tiny,
-        "--encoding",
-        "latin-1",
-        "--output",
-        tmp_path / "alone",
-    )
-    assert "is valid UTF-8, not --encoding latin-1" in refused(capsys, *alone)
+        files = ("--eval", tmp_path / f"{name}-labelled.tsv", "--pairs", tmp_path / f"{other}-pairs.tsv")
+        assert run(*arguments, *files, "--output", tmp_path / f"run-{name}") == 0
+    alone = ("--pairs", tmp_path / "utf-8-pairs.tsv", "--model", tiny, "--encoding", "latin-1")
+    assert "is valid UTF-8, not --encoding latin-1" in refused(capsys, *alone, "--output", tmp_path / "alone")
 
 
 def test_options_for_a_text_or_a_judge_that_is_not_there_are_refused(
