@@ -94,7 +94,10 @@ def test_wide_encodings_are_told_without_a_byte_order_mark(lines: list[str], enc
     assert read("x.txt", content * 9000)[-3:] == (lines * 3)[-3:]
 
 
-@pytest.mark.parametrize("content", [b"\x7fELF\x02\x01\x01\0", bytes(range(256)) * 40, b"one line\nanother\n\0\0\0\0"])
+@pytest.mark.parametrize(
+    "content",
+    [b"fine\nso \0 what\n\n", b"\x7fELF\x02\x01\x01\0", bytes(range(256)) * 40, b"one line\nanother\n\0\0\0\0"],
+)
 def test_a_nul_byte_is_named_before_anything_else_that_is_wrong(content: bytes) -> None:
     line = content[: content.index(b"\0")].count(b"\n") + 1
     with pytest.raises(InputError, match=f"line {line} holds a NUL byte: this is a binary file"):
