@@ -38,8 +38,7 @@ from simcse_train.config import make_config
 from simcse_train.data.pairs import Pair, read_pairs
 from simcse_train.encoders.dropout import replace_dropout
 from simcse_train.evaluation.sts import similarity_score, spearman
-from simcse_train.export.folder import choose_checkpoint
-from simcse_train.runs.folder import checkpoints
+from simcse_train.runs.folder import ENCODER, checkpoints
 from simcse_train.training.plan import find_precision
 
 TEXT, DEV, TEST = "corpora/wikipedia-zh.txt.xz", "sts/STS-B-zh/cnsd-sts-dev.txt", "sts/STS-B-zh/cnsd-sts-test.txt"
@@ -178,8 +177,8 @@ def main(
                 settings |= {"eval": str(data / DEV), "max_steps": SIMCSE_STEPS, "eval_every": 50, "output": str(run)}
                 train(make_config(settings))
             last = checkpoints(run)[-1]
-            best = choose_checkpoint(run, last, None)
-            found = f"last step {score(last, pairs):.2f}, best by dev {score(best, pairs):.2f} ({best.name})"
+            best = run / ENCODER  # the encoder before training where no step was better
+            found = f"last step {score(last, pairs):.2f}, best by dev {score(best, pairs):.2f}"
             typer.echo(f"{pooling}, seed {seed}: {found}")
 
 
