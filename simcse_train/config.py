@@ -73,7 +73,10 @@ class TrainConfig(BaseModel):
         TEXT, "Column of csv, tsv, JSON, parquet or Arrow.", "NAME", auto="the only one with text"
     )
     encoding: str | None = _setting(
-        TEXT, "Encoding of --data, such as gb18030 or cp1252.", "NAME", auto="UTF-8, or what the text itself shows"
+        TEXT,
+        "Encoding of the text, such as gb18030 or cp1252; also of --pairs and --eval where they are not UTF-8.",
+        "NAME",
+        auto="UTF-8, or what the text itself shows",
     )
     max_length: Annotated[int, Field(ge=3)] = _setting(TEXT, "Tokens after which a sentence is cut.", "N", default=32)
 
@@ -195,7 +198,11 @@ class TrainConfig(BaseModel):
                 "Leave one of them out."
             )
         if not self.data:
-            for name, allowed in (("objective", ("auto", "infonce")), ("view", ("dropout",))):
+            for name, allowed in (
+                ("objective", ("auto", "infonce")),
+                ("view", ("dropout",)),
+                ("text_column", (None,)),
+            ):
                 if getattr(self, name) not in allowed:
                     raise ValueError(
                         f"{option(name)} {getattr(self, name)} is for the text of --data, and there are only --pairs, "

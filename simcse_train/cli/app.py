@@ -13,7 +13,7 @@ EncoderArgument = Annotated[
 TextColumnOption = Annotated[str | None, typer.Option(metavar="NAME", help="Column of a table that has the sentences.")]
 EncodingOption = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="Encoding of the file. [default: UTF-8, or what the text itself shows]"),
+    typer.Option(metavar="NAME", help="Encoding of the text. [default: UTF-8, or what the text itself shows]"),
 ]
 PoolingOption = Annotated[
     str, typer.Option(metavar="WAY", help="auto, cls or mean; auto: as the model's files say, else cls.")

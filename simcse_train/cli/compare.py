@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from simcse_train.cli.app import EncoderArgument, PoolingOption, TextColumnOption, app, quiet
+from simcse_train.cli.app import EncoderArgument, EncodingOption, PoolingOption, TextColumnOption, app, quiet
 from simcse_train.cli.serving import PortOption, ServeOption, check_serve, serve_pages
 from simcse_train.errors import InputError
 
@@ -25,6 +25,7 @@ def compare_command(
     new: Annotated[str, typer.Argument(metavar="NEW", help="The encoder to compare it with.")],
     data: Annotated[list[str], typer.Option(metavar="PATH", help="Text: file, folder or glob.")],
     text_column: TextColumnOption = None,
+    encoding: EncodingOption = None,
     questions: Annotated[
         int | None,
         typer.Option(metavar="N", min=1, help="Questions, those answered before included. [default: no end]"),
@@ -57,6 +58,7 @@ def compare_command(
         if path is not None and path.suffix != ".jsonl":
             raise InputError(f"{option} {path} must end in .jsonl.")
     quiet()
+    from simcse_train.data.files import one_file
     from simcse_train.data.pairs import read_pairs
     from simcse_train.evaluation import comparison as blind
     from simcse_train.evaluation.labels import read_labelled
@@ -65,15 +67,19 @@ def compare_command(
     decide: Callable[[blind.Question], blind.Choice | None] = _ask_person
     if judge is not None:
         decide = (
-            blind.labels_as_judge(*read_labelled(judge, label_column, judge_text_column))
+            blind.labels_as_judge(
+                *read_labelled(judge, label_column, judge_text_column, option="--judge", fallback_encoding=encoding)
+            )
             if label_column is not None
-            else blind.pairs_as_judge(read_pairs(judge))
+            else blind.pairs_as_judge(read_pairs(one_file(judge, "--judge"), "--judge", fallback_encoding=encoding))
         )
         questions = questions or JUDGED
     elif label_column is not None:
         raise InputError("--label-column is for a file of labels: name it with --judge.")
+    if judge_text_column is not None and label_column is None:
+        raise InputError("--judge-text-column is for a file of labels: name their column with --label-column.")
     encoders = [load_saved_encoder(name, pooling=pooling) for name in (old, new)]
-    asked = blind.Comparison(encoders[0], encoders[1], data, text_column)
+    asked = blind.Comparison(encoders[0], encoders[1], data, text_column, encoding)
     path = answers or Path(f"compare-{asked.fingerprint[:8]}.jsonl")
     if judge is None:
         keys = "" if serve else " 1 or 2: this one fits better. b: both fit. n: neither. q: stop."

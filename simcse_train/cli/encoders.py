@@ -84,6 +84,7 @@ def search_command(
     ] = None,
     data: SearchedText = ...,  # type: ignore[assignment]  # required, after an argument that is not
     text_column: TextColumnOption = None,
+    encoding: EncodingOption = None,
     count: Annotated[int, typer.Option(metavar="N", min=1, help="Sentences to print per query.")] = 5,
     serve: ServeOption = False,
     beside: Annotated[
@@ -112,7 +113,7 @@ def search_command(
         serve_pages(search_routes(sides, count), port)
         return
     loaded = load_saved_encoder(encoder, pooling=pooling)
-    text = open_text(loaded, data, text_column)
+    text = open_text(loaded, data, text_column, encoding)
     for sentence in [query] if query is not None else (line.strip() for line in sys.stdin):
         if not sentence:
             continue

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from simcse_train.cli.app import PoolingOption, app, quiet
+from simcse_train.cli.app import EncodingOption, PoolingOption, TextColumnOption, app, quiet
 from simcse_train.config import STARTER, TrainConfig
 
 _DEFAULTS = {name: field.default for name, field in TrainConfig.model_fields.items()}
@@ -16,7 +16,8 @@ _DEFAULTS = {name: field.default for name, field in TrainConfig.model_fields.ite
 def inspect_command(
     data: Annotated[list[str], typer.Option(metavar="PATH", help="Text: file, folder or glob.")],
     model: Annotated[str, typer.Option(metavar="NAME_OR_PATH", help="Encoder to look at the text with.")] = STARTER,
-    text_column: Annotated[str | None, typer.Option(metavar="NAME", help="Column of a table.")] = None,
+    text_column: TextColumnOption = None,
+    encoding: EncodingOption = None,
     max_length: Annotated[int, typer.Option(metavar="N", help="Tokens after which a sentence is cut.")] = _DEFAULTS[
         "max_length"
     ],
@@ -29,6 +30,12 @@ def inspect_command(
     from simcse_train.report.inspect import as_text, inspect_text
 
     found = inspect_text(
-        data, model, text_column=text_column, max_length=max_length, batch_size=batch_size, pooling=pooling
+        data,
+        model,
+        text_column=text_column,
+        encoding=encoding,
+        max_length=max_length,
+        batch_size=batch_size,
+        pooling=pooling,
     )
     typer.echo(found.as_json() if json else as_text(found, max_length))

@@ -34,6 +34,9 @@ def open_columnar(stream: BinaryIO, kind: str, source: Source) -> Records:
         schema = pq.ParquetFile(stream).schema_arrow if kind == "parquet" else _arrow_reader(stream)[0]
     except (pa.ArrowException, OSError, ValueError) as error:
         raise _damaged(source, kind, error) from None
+    twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
+    if twice:
+        raise source.error(f"has several columns with the name {twice[0]!r}. Rename them, and write the file again.")
     paths = _paths(schema)
 
     def select(names: Sequence[str]) -> Iterator[tuple[int, list[object]]]:

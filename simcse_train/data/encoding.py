@@ -55,11 +55,16 @@ def encoding_of(sample: bytes, complete: bool, source: Source) -> str:
     if marked is not None:
         return marked
     if b"\0" in sample:
-        return _wide(sample) or "utf-8"  # as UTF-8 it is refused at the line of the first NUL
+        if (wide := _wide(sample)) is not None:
+            return wide
+        line = sample.count(b"\n", 0, sample.index(b"\0")) + 1
+        raise source.error("holds a NUL byte: this is a binary file, not text. Give a text file.", line)
     if JAPANESE_SHIFT in sample and sample.isascii():
         return _shifted(sample)
     if is_utf8 or _is_damaged_utf8(sample):
         return "utf-8"
+    if source.fallback_encoding is not None:
+        return known_encoding(source.fallback_encoding, source)
     return _detected(sample if complete else sample[: sample.rfind(b"\n") + 1] or sample, source)
 
 
@@ -106,12 +111,29 @@ def _is_damaged_utf8(sample: bytes) -> bool:
 
 
 def _wide(sample: bytes) -> str | None:
-    """Return UTF-16 with its byte order if every NUL of a sample stands in the same half of the units; else None."""
-    for first, name in ((1, "utf-16-le"), (0, "utf-16-be")):
-        nul, other = sample[first::2].count(0), sample[1 - first :: 2].count(0)
-        if other == 0 and nul * 4 >= len(sample) >= 8:
-            return name
-    return None
+    """Return UTF-16 or UTF-32 with its byte order if a sample is text in that alone; else None.
+
+    With bytes in the wrong order, or of another kind of file, some characters are not assigned or control characters.
+    Pairs of Latin letters are assigned ones, though: a text of such bytes has a NUL in it, and is not wide.
+    """
+    nul = sample.count(0)
+    letters = sum(map(sample.count, b" abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"))
+    if 4 * nul < len(sample) and letters > 0.7 * (len(sample) - nul):
+        return None
+    found = []
+    for name, width in (("utf-16-le", 2), ("utf-16-be", 2), ("utf-32-le", 4), ("utf-32-be", 4)):
+        try:
+            text = codecs.getincrementaldecoder(name)().decode(sample)  # the last character may be cut
+        except UnicodeDecodeError:
+            continue
+        if len(sample) % width:
+            continue
+        characters = set(text)
+        has_spaces = bool(characters & {"\n", "\r", " "})
+        odd = {c for c in characters - {"\t", "\n", "\r"} if unicodedata.category(c) in ("Cc", "Cn", "Co", "Cs")}
+        if has_spaces and not odd:
+            found.append(name)
+    return found[0] if len(found) == 1 else None
 
 
 def _detected(sample: bytes, source: Source) -> str:

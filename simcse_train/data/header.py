@@ -56,7 +56,7 @@ def has_header(first: list[str], rest: list[list[str]], given: list[str]) -> boo
     if any(name in names and not is_number(name) for name in given):
         return True
     if any(name.isdecimal() and name not in names for name in given):
-        return False  # the user counts the columns
+        return is_list_of_names(names)  # the user counts the columns
     if any(is_number(name) for name in names):
         return False
     columns = [[row[i].strip() for row in rest if len(row) > i and row[i].strip()] for i in range(len(names))]

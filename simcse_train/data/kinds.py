@@ -11,6 +11,7 @@ SAVE_AS_TABLE = "Save the sheet as .csv, and give that file."
 OFFICE = "Save it as .txt or .csv, and give that file."
 UNPACK = "Unpack it, and give the files or the folder."
 NO_TEXT = "Give a file of text."
+EXTRACT = "Extract the text, one sentence a line, and give that file."
 
 BINARY: tuple[tuple[bytes, str, str], ...] = (
     (b"%PDF-", "a PDF document", SAVE_AS_TEXT),
@@ -52,6 +53,21 @@ DOCUMENT = re.compile(
     r"\s*(?:<!--.*?-->\s*)*<(?:!doctype\s|\?xml\s|html[\s>]|head[\s>]|body[\s>]|svg[\s>])", re.I | re.S
 )
 
+# Text with marks that would be taken for words, told by its first lines: what it is, and which marks.
+NOTATIONS: tuple[tuple[re.Pattern[str], str, str], ...] = (
+    (re.compile(r"\s*(?:WEBVTT\b|\d+\n\d+:\d\d:\d\d[,.]\d+ --> )"), "a file of subtitles", "numbers and times"),
+    (re.compile(r"\s*(?:%.*\n\s*)*\\documentclass\b"), "LaTeX", "commands"),
+    (
+        re.compile(
+            r"From \S+@\S+ +(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun) |(?:[A-Za-z-]+: .*\n(?:[ \t].*\n)*)*?"
+            r"(?:Received|Return-Path|MIME-Version|Message-ID|Content-Type|Delivered-To): "
+        ),
+        "e-mail",
+        "headers",
+    ),
+    (re.compile(r"\s*\|.*\|[ \t]*\n[ \t]*\|(?:[ \t]*:?-+:?[ \t]*\|)+[ \t]*\n"), "a Markdown table", "lines and bars"),
+)
+
 
 def refuse_binary(head: bytes, source: Source) -> None:
     """Raise `InputError` if the first bytes of a file are those of a known kind of file that is not text."""
@@ -77,13 +93,14 @@ def refuse_archive(names: list[str], source: Source) -> None:
 
 
 def refuse_markup(text: str, source: Source) -> None:
-    """Raise `InputError` if a text, given by its first lines, is HTML or XML: its tags would be taken for words."""
+    """Raise `InputError` if a text, given by its first lines, is HTML, XML or the like: its marks would be words."""
+    for pattern, kind, marks in NOTATIONS:
+        if pattern.match(text.replace("\r\n", "\n")):
+            raise source.error(f"is {kind}: its {marks} are not sentences. {EXTRACT}")
     if not MARKUP.match(text):
         return
     lines = [line for line in text.splitlines()[:200] if line.strip()]
     tagged = sum(line.lstrip().startswith("<") for line in lines)
     if DOCUMENT.match(text) or (2 * tagged > len(lines) and "</" in text):
         kind = "HTML" if re.search(r"<(!doctype html|html|head|body|div|p|span|br|table|ul)\b", text, re.I) else "XML"
-        raise source.error(
-            f"is {kind}: its tags are not sentences. Extract the text, one sentence a line, and give that file."
-        )
+        raise source.error(f"is {kind}: its tags are not sentences. {EXTRACT}")

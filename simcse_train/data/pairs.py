@@ -51,13 +51,16 @@ def fingerprint(pairs: list[Pair] | None) -> str | None:
     return None if pairs is None else hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
 
 
-def read_pairs(path: Path, option: str = "--data", encoding: str | None = None) -> list[Pair]:
+def read_pairs(
+    path: Path, option: str = "--data", encoding: str | None = None, *, fallback_encoding: str | None = None
+) -> list[Pair]:
     """Read labelled pairs from a table of any format; pairs without a score are skipped.
 
-    Raises `InputError` with the line that can't be read, and if fewer than two pairs remain or all have the same
-    score, which leaves a rank correlation undefined.
+    `encoding` is that of the file; with `fallback_encoding`, the file has that one unless it is UTF-8. Raises
+    `InputError` with the line that can't be read, and if fewer than two pairs remain or all have the same score, which
+    leaves a rank correlation undefined.
     """
-    source = named(path, option, encoding=encoding)
+    source = named(path, option, encoding=encoding, fallback_encoding=fallback_encoding)
     pairs = []
     for place, row in read_columns(source, ("first", "second", "score")):
         if (pair := parse_pair([row["first"], row["second"], row["score"]], place)) is not None:
@@ -67,6 +70,10 @@ def read_pairs(path: Path, option: str = "--data", encoding: str | None = None) 
             raise source.error(
                 f"has no text in the {side} sentence of any of its {len(pairs)} pairs. Check the columns."
             )
+    if pairs and all(pair.first == pair.second for pair in pairs):
+        raise source.error(
+            f"holds the same sentence twice in each of its {len(pairs)} pairs: all cosines are 1. Check the columns."
+        )
     if len(pairs) < 2:
         raise source.error(f"holds {len(pairs)} scored pairs; a rank correlation needs at least two.")
     check_scores(pairs, source)
@@ -108,8 +115,14 @@ def read_columns(
             if not table.names:
                 continue
             columns = columns_of(table, roles, optional)
-            first, rows = peek(table.select(list(columns.values())))
+            graded = None if "score" in roles else _score_beside(table, columns)
+            first, rows = peek(table.select([*columns.values(), *([graded] if graded else [])]))
             _say(table, columns, first)
+            if graded and len(grades := sorted({str(row[-1]) for _, row in first if row[-1] not in (None, "")})) > 1:
+                raise table.source.error(
+                    f"has scores or labels in column {graded!r}, such as {grades[0]} and {grades[1]}, and all pairs "
+                    "would be learned as alike. Keep the pairs that are alike, and remove the column."
+                )
             for place, (role, name) in enumerate(columns.items()):
                 filled = [row[place] for _, row in first if row[place] is not None and str(row[place]).strip()]
                 if role != "score" and len(filled) > 1 and all(map(is_number, filled)):
@@ -122,7 +135,7 @@ def read_columns(
                 if all(value is None or not str(value).strip() for value in row):
                     continue
                 found_any = True
-                values = dict.fromkeys(optional) | dict(zip(columns, row, strict=True))
+                values = dict.fromkeys(optional) | dict(zip(columns, row, strict=False))  # `graded` is left out
                 record = Place(table.source, number)
                 if table.is_delimited and any(values[role] is None for role in roles):
                     raise record.error(f"has too few fields ({table.shape}); a pair needs {_wanted(roles)}.")
@@ -149,11 +162,21 @@ def columns_of(table: Records, roles: Sequence[str], optional: Sequence[str] = (
                 f"has {len(table.names)} fields ({table.shape}); a pair needs {_wanted(roles)}.", 1
             )
         raise table.source.error(
-            f"has no columns for a pair that can be told. {table.listed}; {table.shape}. Name them {_wanted(roles)} "
-            "in the first "
-            "line."
+            f"has no columns for a pair that can be told. {table.listed}; {table.shape}. Name them {_wanted(roles)}"
+            f"{' in the first line' if table.is_delimited else ''}."
         )
     return found
+
+
+def _score_beside(table: Records, columns: Mapping[str, str]) -> str | None:
+    """Return the column that grades pairs which are all to be learned, None where there is none.
+
+    A second sentence that is called positive is one, whatever its score.
+    """
+    if plain_name(columns["second"]) in ("positive", "pos"):
+        return None
+    others = {plain_name(name): name for name in reversed(table.names) if name not in columns.values()}
+    return next((others[name] for name in NAMES["score"] if name in others), None)
 
 
 def _wanted(roles: Sequence[str]) -> str:
@@ -232,5 +255,8 @@ def parse_pair(values: Sequence[object], place: Place) -> Pair | None:
         or not np.isfinite(label)
         or not is_number(score if not isinstance(score, np.generic) else float(score))
     ):
-        raise place.error(f": the score {str(score)!r} is not a number.")
+        raise place.error(
+            f": the score {str(score)!r} is not a number. Write a number, the greater the more alike, or nothing, and "
+            "the pair is left out."
+        )
     return Pair(str(first or "").strip(), str(second or "").strip(), label)

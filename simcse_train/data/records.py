@@ -39,6 +39,14 @@ class Records:
         return f"Its columns are {names}" if self.header else f"It has no header; its columns are counted: {names}"
 
 
+def column_named(records: Records, name: str) -> str | None:
+    """Return the column that the user named, or counted from 1 where the fields have separators; None if none is."""
+    if name in records.names:
+        return name
+    is_counted = records.is_delimited and name.isdecimal() and 1 <= int(name) <= len(records.names)
+    return records.names[int(name) - 1] if is_counted else None
+
+
 def is_number(value: object) -> bool:
     """Say whether a value is a number, also one with a decimal comma."""
     if isinstance(value, int | float):

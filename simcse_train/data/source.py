@@ -22,6 +22,7 @@ class Source:
     text_column: str | None = None
     encoding: str | None = None
     label_column: str | None = None
+    fallback_encoding: str | None = None  # of a file that is not UTF-8: the one that the user named for other files
 
     @property
     def columns(self) -> list[str]:
@@ -46,9 +47,10 @@ def named(
     text_column: str | None = None,
     encoding: str | None = None,
     label_column: str | None = None,
+    fallback_encoding: str | None = None,
 ) -> Source:
     """Return the source of a file."""
-    return Source(option, str(path), inner_ending(path), text_column, encoding, label_column)
+    return Source(option, str(path), inner_ending(path), text_column, encoding, label_column, fallback_encoding)
 
 
 def inner_ending(path: Path) -> str:

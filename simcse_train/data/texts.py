@@ -9,7 +9,7 @@ from typing import BinaryIO
 from simcse_train.data.compression import reading_errors
 from simcse_train.data.formats import open_texts
 from simcse_train.data.lines import Text
-from simcse_train.data.records import Records, is_number, peek
+from simcse_train.data.records import Records, column_named, is_number, peek
 from simcse_train.data.source import Source
 
 SHOWN = 60  # characters of an example
@@ -36,18 +36,20 @@ def read_labelled_texts(raw: BinaryIO, source: Source) -> Iterator[tuple[str, st
 
     Without the name of the text's column it is the only one with text beside the labels. Raises `InputError`.
     """
-    label = source.label_column
+    named_label = source.label_column or ""
     with reading_errors(source):
         for found in open_texts(raw, source):
             if isinstance(found, Text):
-                raise source.error(f"is read as lines of text and has no column for --label-column {label!r}.")
-            if label not in found.names:
-                raise source.error(f"has no column {label!r}. {found.listed}: name one with --label-column.")
+                raise source.error(f"is read as lines of text and has no column for --label-column {named_label!r}.")
+            label = column_named(found, named_label)
+            if label is None:
+                raise source.error(f"has no column {named_label!r}. {found.listed}: name one with --label-column.")
             text = _choose(found, without=label)
             for number, (value, kind) in found.select([text, label]):
                 if not isinstance(value, str | None):
                     raise source.error(f": {text!r} is not text but {shorten(str(value))}. Correct it.", number)
-                yield value or "", "" if kind is None else str(kind)
+                is_missing = kind is None or kind != kind  # the latter is NaN
+                yield value or "", "" if is_missing else str(kind)
 
 
 def _lines(text: Text, say: bool) -> Iterator[str]:
@@ -100,10 +102,10 @@ def _choose(records: Records, without: str | None = None) -> str:
     """Return the column to read, or raise `InputError` listing those there are."""
     source, names = records.source, [name for name in records.names if name != without]
     textual = [name for name in names if records.is_text[name]]
-    wanted = source.text_column
-    if wanted is not None:
+    if source.text_column is not None:
+        wanted = column_named(records, source.text_column)
         if wanted not in names:
-            raise source.error(f"has no column {wanted!r}. {records.listed}: name one with --text-column.")
+            raise source.error(f"has no column {source.text_column!r}. {records.listed}: name one with --text-column.")
         if not records.is_text[wanted] and records.types[wanted] not in ("numbers", "empty", "null"):
             raise source.error(
                 f"has no text in column {wanted!r} but {records.types[wanted]}. Columns of text: "
@@ -113,6 +115,11 @@ def _choose(records: Records, without: str | None = None) -> str:
     candidates = [name for name in textual if records.types[name] != "empty"] or textual
     if not candidates or all(records.types[name] == "empty" for name in names):
         raise source.error(f"has no column of text: it holds {records.typed}. Give a file with a column of sentences.")
+    if len(candidates) > 1 and all(records.types[name] == "empty" for name in candidates):
+        raise source.error(
+            f"has no text in its first records: it holds {records.typed}. If one of its columns has text further on, "
+            "name it with --text-column."
+        )
     if len(candidates) != 1:
         raise source.error(
             f"has {len(candidates)} columns of text. {records.listed}: name the one to read with --text-column."

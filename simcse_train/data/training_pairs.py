@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from simcse_train.data.files import one_file
 from simcse_train.data.pairs import read_columns
 from simcse_train.data.sentences import SentenceList
-from simcse_train.data.source import named
+from simcse_train.data.source import Source, named
 from simcse_train.encoders.tokenizer import SentenceTokenizer
 from simcse_train.errors import InputError
 
@@ -30,9 +30,20 @@ class TrainingPairs:
     fingerprint: str
 
 
-def open_training_pairs(path: Path, tokenizer: SentenceTokenizer, max_length: int) -> TrainingPairs:
-    """Return the pairs of a file, each sentence cut at `max_length` tokens; raises `InputError`."""
-    records = list(read_training_pairs(path))
+def open_training_pairs(
+    path: Path,
+    tokenizer: SentenceTokenizer,
+    max_length: int,
+    encoding: str | None = None,
+    *,
+    fallback_encoding: str | None = None,
+) -> TrainingPairs:
+    """Return the pairs of a file, each sentence cut at `max_length` tokens.
+
+    The encodings are those of `read_pairs`. Raises `InputError`.
+    """
+    source = named(one_file(path, "--pairs"), "--pairs", encoding=encoding, fallback_encoding=fallback_encoding)
+    records = list(read_training_pairs(source))
     if len(records) < 2:
         raise InputError(f"--pairs {path} holds {len(records)} pairs; at least two are needed.")
     numbers: dict[str, int] = {}
@@ -45,13 +56,13 @@ def open_training_pairs(path: Path, tokenizer: SentenceTokenizer, max_length: in
     return TrainingPairs(rows, SentenceList(sentences, tokens), _digest(records))
 
 
-def read_training_pairs(path: Path) -> Iterator[tuple[str, ...]]:
+def read_training_pairs(source: Source) -> Iterator[tuple[str, ...]]:
     """Yield the sentences of each pair, two or three, from a table of any format.
 
     The columns are found by their names, or are the first two or three of a table without header. Raises `InputError`
     with the line where a sentence is missing.
     """
-    for place, row in read_columns(named(one_file(path, "--pairs"), "--pairs"), ("first", "second"), ("negative",)):
+    for place, row in read_columns(source, ("first", "second"), ("negative",)):
         first, second, negative = (str(row[role] or "").strip() for role in ("first", "second", "negative"))
         if not first or not second:
             raise place.error(

@@ -7,6 +7,7 @@ found here: the files come from elsewhere, so whatever transformers raises on th
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -138,7 +139,7 @@ def _check_config(config: PretrainedConfig, name: str) -> None:
 def _load_model(source: Source, config: PretrainedConfig) -> PreTrainedModel:
     """Return the model in float32; raises `InputError` if its files lack weights."""
     auto = getattr(transformers, ENCODERS[config.model_type]) if config.model_type in ENCODERS else AutoModel
-    with seeded(0):  # transformers draws weights before it reads them
+    with _without_load_report(), seeded(0):  # transformers draws weights before it reads them
         model, report = auto.from_pretrained(
             source.place,
             config=config,
@@ -160,6 +161,24 @@ def _load_model(source: Source, config: PretrainedConfig) -> PreTrainedModel:
     if report["missing_keys"] and getattr(model, "pooler", None) is not None:
         model.pooler = None  # nobody trained it, and an export must not carry random weights
     return model.eval()  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _without_load_report() -> Iterator[None]:
+    """Keep transformers' table of missing and surplus weights from being logged: they are judged here.
+
+    Its verbosity is the caller's, and stays as it is.
+    """
+    logger = logging.getLogger("transformers.modeling_utils")
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)
 
 
 def _complete_tokenizer(tokenizer: PreTrainedTokenizerBase, found: Folder) -> None:

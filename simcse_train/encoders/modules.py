@@ -123,7 +123,10 @@ def _add_module(found: Folder, source: str, find: Find, i: int, module: dict[str
         found.transformer = path
         _apply_settings(found, source, next((s for name in SETTINGS if (s := _read_json(find, prefix + name))), None))
     elif i == 1 and kind == "Pooling":
-        found.pooling, found.include_prompt = _pooling(source, _read_json(find, f"{prefix}config.json"))
+        settings = _read_json(find, f"{prefix}config.json")
+        if settings is None:
+            raise _refused(source, f"its module Pooling has no {prefix}config.json, which says how to pool")
+        found.pooling, found.include_prompt = _pooling(source, settings)
     elif i > 0 and kind == "Normalize":
         found.modules.append(Normalize())
     elif i > 0 and kind == "Dropout":

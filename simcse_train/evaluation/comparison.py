@@ -81,8 +81,15 @@ class Outcome:
 class Comparison:
     """Two encoders over one text: what there is to ask, in an order that depends on the text and the encoders alone."""
 
-    def __init__(self, old: Encoder, new: Encoder, data: Sequence[str], text_column: str | None = None) -> None:
-        self.corpus = open_corpus(data, text_column, old.tokenizer, old.max_length)
+    def __init__(
+        self,
+        old: Encoder,
+        new: Encoder,
+        data: Sequence[str],
+        text_column: str | None = None,
+        encoding: str | None = None,
+    ) -> None:
+        self.corpus = open_corpus(data, text_column, old.tokenizer, old.max_length, encoding=encoding)
         numbers = np.arange(len(self.corpus), dtype=np.int64)
         self.spaces = []
         for encoder in (old, new):

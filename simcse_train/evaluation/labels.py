@@ -78,17 +78,30 @@ def _clustering_agreement(embeddings: NDArray[np.float32], numbers: NDArray[np.i
 
 
 def read_labelled(
-    path: Path, label_column: str, text_column: str | None, encoding: str | None = None
+    path: Path,
+    label_column: str,
+    text_column: str | None,
+    encoding: str | None = None,
+    *,
+    option: str = "--data",
+    fallback_encoding: str | None = None,
 ) -> tuple[list[str], list[str]]:
     """Return the sentences and labels of a table of any format; records without either are left out.
 
-    A table without a header has its columns named by their number, from 1. Raises `InputError` if the table cannot be
-    read or its labels cannot be scored.
+    The encodings are those of `read_pairs`; `option` is what named the table. A table without a header has its columns
+    named by their number, from 1. Raises `InputError` if the table cannot be read or its labels cannot be scored.
     """
     if not path.exists():
-        raise InputError(f"--data {path}: there is no such file. --label-column needs a table of labelled sentences.")
-    file = one_file(path, "--data")
-    source = named(file, "--data", text_column=text_column, encoding=encoding, label_column=label_column)
+        raise InputError(f"{option} {path}: there is no such file. --label-column needs a table of labelled sentences.")
+    file = one_file(path, option)
+    source = named(
+        file,
+        option,
+        text_column=text_column,
+        encoding=encoding,
+        label_column=label_column,
+        fallback_encoding=fallback_encoding,
+    )
     with open_file(file) as raw:
         records = [
             (text.strip(), label.strip())
@@ -99,7 +112,7 @@ def read_labelled(
     if kinds < 2 or kinds == len(records):
         found = f"{len(records):,} labelled sentences with {kinds:,} different labels"
         raise InputError(
-            f"--data {path}, --label-column {label_column}: {found}. At least two labels are "
+            f"{option} {path}, --label-column {label_column}: {found}. At least two labels are "
             "needed, and one of them on two sentences."
         )
     return [text for text, _ in records], [label for _, label in records]

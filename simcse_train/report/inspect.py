@@ -92,12 +92,13 @@ def inspect_text(
     model: str,
     *,
     text_column: str | None = None,
+    encoding: str | None = None,
     max_length: int = 32,
     batch_size: int = 64,
     pooling: str = "auto",
 ) -> Inspection:
     """Inspect a text with an encoder; raises `InputError` if either cannot be read or too few sentences remain."""
-    counts, sample = sample_text(data, text_column, SAMPLE)
+    counts, sample = sample_text(data, text_column, SAMPLE, encoding)
     if len(sample) < 2:
         raise InputError(
             f"--data {' '.join(data)} holds {len(sample)} different sentences; at least two are needed, one a line."
@@ -126,7 +127,9 @@ def inspect_text(
     )
 
 
-def sample_text(data: Sequence[str], text_column: str | None, size: int) -> tuple[Counts, list[str]]:
+def sample_text(
+    data: Sequence[str], text_column: str | None, size: int, encoding: str | None = None
+) -> tuple[Counts, list[str]]:
     """Return the counts of a text and a random sample of its distinct sentences, in random order.
 
     Memory grows by eight bytes and an entry of a set for each distinct line. Raises `InputError` if a file cannot be
@@ -138,7 +141,7 @@ def sample_text(data: Sequence[str], text_column: str | None, size: int) -> tupl
     lines = empty = duplicates = 0
     for path in find_files(data):
         with open_file(path) as raw:
-            for line in read_texts(raw, named(path, text_column=text_column)):
+            for line in read_texts(raw, named(path, text_column=text_column, encoding=encoding)):
                 lines += 1
                 sentence = line.strip()
                 if not sentence:

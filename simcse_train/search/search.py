@@ -31,12 +31,14 @@ class Hit:
     sentence: str
 
 
-def open_text(encoder: Encoder, data: Sequence[str], text_column: str | None = None) -> SearchedText:
+def open_text(
+    encoder: Encoder, data: Sequence[str], text_column: str | None = None, encoding: str | None = None
+) -> SearchedText:
     """Return a text with its embeddings, which are computed once and kept beside the tokenised text in the cache.
 
     Raises `InputError` if the text cannot be read or the cache cannot be written.
     """
-    corpus = open_corpus(data, text_column, encoder.tokenizer, encoder.max_length)
+    corpus = open_corpus(data, text_column, encoder.tokenizer, encoder.max_length, encoding=encoding)
     numbers = np.arange(len(corpus), dtype=np.int64)
     key = f"{corpus.fingerprint} {encoder.max_length}"
     return SearchedText(corpus, torch.from_numpy(cached_embeddings(encoder, corpus.tokens, numbers, key)))

@@ -111,8 +111,8 @@ def resume(path: str | Path, changes: Mapping[str, Any] | None = None) -> Run:
 def _new_trainer(run: Path, config: TrainConfig, encoder: Encoder | None = None) -> Trainer:
     # What can be known to be wrong at once is reported before the encoder is loaded.
     find_files(entry for entry in config.data if entry != "-")
-    if config.pairs and not Path(config.pairs).is_file():
-        raise InputError(f"--pairs {config.pairs}: there is no such file. Check the path.")
+    if config.pairs:
+        one_file(Path(config.pairs), "--pairs")
     pairs = _labelled_pairs(config)
     encoder = encoder or load_encoder(config.model, pooling=config.pooling, dropout=config.dropout)
     if config.model == STARTER:
@@ -182,7 +182,13 @@ def _open_texts(
     config: TrainConfig, encoder: Encoder, expected: str | None = None
 ) -> tuple[Corpus | None, TrainingPairs | None]:
     """Return the text and the training pairs that the settings name; `expected` is the text's fingerprint."""
-    pairs = open_training_pairs(Path(config.pairs), encoder.tokenizer, config.max_length) if config.pairs else None
+    pairs = None
+    if config.pairs:
+        # Alone, the pairs are the text that --encoding is for; beside a text they may have another encoding.
+        encodings = (None, config.encoding) if config.data else (config.encoding, None)
+        pairs = open_training_pairs(
+            Path(config.pairs), encoder.tokenizer, config.max_length, encodings[0], fallback_encoding=encodings[1]
+        )
     if not config.data:
         return None, pairs
     corpus = open_corpus(
@@ -199,11 +205,11 @@ def _open_texts(
 def _labelled_pairs(config: TrainConfig) -> list[Pair] | None:
     if config.eval is None:
         return None
-    if not Path(config.eval).is_file():
+    if not Path(config.eval).exists():
         raise InputError(
             f"--eval {config.eval}: there is no such file. Check the path; a resumed run may be given the new place."
         )
-    return read_pairs(one_file(Path(config.eval), "--eval"), "--eval")
+    return read_pairs(one_file(Path(config.eval), "--eval"), "--eval", fallback_encoding=config.encoding)
 
 
 def _announce(trainer: Trainer) -> None:

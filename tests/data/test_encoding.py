@@ -84,3 +84,32 @@ def test_a_character_at_the_end_of_the_sample_is_not_taken_for_damage() -> None:
     for shift in range(4):
         text = "x" * shift + "猫" * 120_000
         assert read("x.txt", f"{text}\nend\n".encode()) == [text, "end"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+@pytest.mark.parametrize("lines", [CHINESE, JAPANESE, RUSSIAN, QUOTED])
+def test_wide_encodings_are_told_without_a_byte_order_mark(lines: list[str], encoding: str) -> None:
+    content = "".join(line + "\n" for line in lines).encode(encoding)
+    assert read("x.txt", content) == lines
+    assert read("x.txt", content * 9000)[-3:] == (lines * 3)[-3:]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"fine\nso \0 what\n\n", b"\x7fELF\x02\x01\x01\0", bytes(range(256)) * 40, b"one line\nanother\n\0\0\0\0"],
+)
+def test_a_nul_byte_is_named_before_anything_else_that_is_wrong(content: bytes) -> None:
+    line = content[: content.index(b"\0")].count(b"\n") + 1
+    with pytest.raises(InputError, match=f"line {line} holds a NUL byte: this is a binary file"):
+        read("x.txt", content)
+
+
+def test_files_beside_the_text_have_its_encoding_only_where_they_are_not_utf8() -> None:
+    def read_beside(content: bytes) -> list[str]:
+        return list(read_texts(BytesIO(content), named(Path("x.txt"), fallback_encoding="gb18030")))
+
+    few = "好\n"  # too little to tell the encoding from
+    for content in (few.encode("gb18030"), few.encode(), few.encode("utf-16"), few.encode("utf-8-sig")):
+        assert read_beside(content) == ["好"]
+    with pytest.raises(InputError, match="x.txt, line 1 is not valid GB18030"):
+        read_beside(b"ab\xff\n")

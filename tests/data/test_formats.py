@@ -175,6 +175,13 @@ def test_a_header_is_told_by_its_names_or_by_the_numbers_below(content: str, tex
         ("x.txt", b"one\ntwo\n", "text", "is read as lines of text and has no column for --text-column 'text'"),
         ("x.parquet", parquet(pa.table({"t": [["a"], ["b"]]})), "t", "no text in column 't' but list"),
         ("x.parquet", parquet(pa.table({"n": [1, 2]})), None, "no column of text"),
+        (
+            "x.parquet",
+            parquet(pa.Table.from_arrays([pa.array(["a b"])] * 2, ["t", "t"])),
+            "t",
+            "columns with the name 't'",
+        ),
+        ("x.csv", b"id,text,note\n1,,\n2,,\n", None, "no text in its first records.*'text' .empty.*--text-column"),
         ("x.arrow", arrow_file(pa.table({"t": ["a", "b"]}))[:150], None, "not a readable arrow file"),
     ],
 )
@@ -232,6 +239,12 @@ def test_archives_give_the_text_of_their_members_in_order() -> None:
         (bytes(257) + b"ustar" + bytes(300), "tar archive"),
         (b"\x7fELF\x02\x01\x01\0", "NUL byte"),
         (b"\x80\x04\x95\x0a\0\0", "pickle"),
+        (b"1\r\n00:00:01,000 --> 00:00:02,000\r\nHello there.\r\n", "subtitles"),
+        (b"WEBVTT\n\n00:01.000 --> 00:02.000\nHello there.\n", "subtitles"),
+        (b"% a paper\n\\documentclass{article}\n\\begin{document}\n", "LaTeX"),
+        (b"From a@b.org Mon Jan  1 00:00:00 2001\nSubject: x\n\nHello.\n", "e-mail"),
+        (b"Subject: x\nReceived: from y\n\tby z\n\nHello.\n", "e-mail"),
+        (b"| id | text |\n|---:|------|\n| 1 | Hello. |\n", "Markdown table"),
     ],
 )
 def test_what_is_no_text_is_refused_by_its_name(content: bytes, kind: str) -> None:
@@ -242,6 +255,8 @@ def test_what_is_no_text_is_refused_by_its_name(content: bytes, kind: str) -> No
 def test_text_with_tags_is_text() -> None:
     lines = ["<3 you", "<b>bold</b> move", "a < b", "plain", "more"]
     assert read("x.txt", "\n".join(lines).encode()) == lines
+    dialogue = ["Anna: How are you?", "Ben: From here on, fine.", "", "1", "00:00 is midnight | or not"]
+    assert read("x.txt", "\n".join(dialogue).encode()) == dialogue
 
 
 def test_carriage_returns_end_lines_only_where_there_is_no_line_feed() -> None:
@@ -286,3 +301,16 @@ def test_saved_data_sets_are_read_and_of_splits_the_train_split(tmp_path: Path) 
     (tmp_path / "all" / "a.txt").write_text("a line\n")
     train.save_to_disk(tmp_path / "all" / "inner" / "set")
     assert texts(tmp_path / "all") == ["a line", "train one", "train two"]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"id,text\n1,a b\n2,c d\n", ["a b", "c d"]),
+        (b"x,hi\nx,a longer one\nx,another one there\n", ["hi", "a longer one", "another one there"]),
+    ],
+)
+def test_a_column_may_be_counted_and_names_in_the_first_line_are_no_text(content: bytes, expected: list[str]) -> None:
+    assert read("x.csv", content, "2") == expected
+    with pytest.raises(InputError, match="no column '3'"):
+        read("x.csv", content, "3")

@@ -119,3 +119,30 @@ def test_the_published_sts_files_are_read(shared: Path) -> None:
         pairs = read_pairs(shared / "sts" / name)
         assert len(pairs) == count
         assert all(pair.first and pair.second and 0 <= pair.score <= 5 for pair in pairs)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("p.csv", "question1,question2,is_duplicate\na,b,1\nc,d,0\n"),
+        ("p.tsv", "premise\thypothesis\tlabel\na\tb\tentailment\nc\td\tcontradiction\n"),
+        ("p.jsonl", '{"s1": "a", "s2": "b", "score": 5.0}\n{"s1": "c", "s2": "d", "score": 0.5}\n'),
+    ],
+)
+def test_graded_pairs_are_not_learned_as_if_all_were_alike(name: str, content: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=r"scores or labels in column '.*', such as \S+ and \S+, .*remove the column"):
+        list(read_columns(named(tmp_path / name, "--pairs"), ("first", "second"), ("negative",)))
+
+
+def test_a_grade_that_says_nothing_or_is_beside_named_positives_is_left_out(tmp_path: Path) -> None:
+    for content in ("s1,s2,label\na,b,1\nc,d,1\n", "query,positive,score\na,b,0.3\nc,d,0.9\n"):
+        (tmp_path / "p.csv").write_text(content)
+        rows = read_columns(named(tmp_path / "p.csv", "--pairs"), ("first", "second"), ("negative",))
+        assert [tuple(row.values()) for _, row in rows] == [(None, "a", "b"), (None, "c", "d")]
+
+
+def test_pairs_of_the_same_sentence_twice_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "p.tsv").write_text("a man\ta man\t1\na cat\ta cat\t2\nthe dog\tthe dog\t0\n")
+    with pytest.raises(InputError, match="same sentence twice in each of its 3 pairs"):
+        read_pairs(tmp_path / "p.tsv", "--eval")

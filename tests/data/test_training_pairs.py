@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from simcse_train.data.source import named
 from simcse_train.data.training_pairs import open_training_pairs, read_training_pairs
 from simcse_train.encoders.loading import load_encoder
 from simcse_train.errors import InputError
@@ -31,7 +32,7 @@ PAIRS = [("a man", "the man"), ("a dog, red", "the dog", "a cat")]
 def test_pairs_are_read_by_the_names_of_the_columns_or_by_their_order(tmp_path: Path, name: str, content: str) -> None:
     path = tmp_path / name
     path.write_text(content)
-    assert list(read_training_pairs(path)) == PAIRS
+    assert list(read_training_pairs(named(path, "--pairs"))) == PAIRS
 
 
 @pytest.mark.parametrize(

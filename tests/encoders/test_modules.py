@@ -199,3 +199,11 @@ def test_a_prompt_that_pooling_leaves_out_is_refused(tmp_path: Path) -> None:
     edit(folder, "1_Pooling/config.json", lambda old: old | {"include_prompt": False})
     with pytest.raises(InputError, match="include_prompt"):
         load_encoder(folder)
+
+
+def test_a_pooling_whose_settings_are_missing_is_refused(tmp_path: Path) -> None:
+    folder = make_bert(tmp_path / "bert")
+    save_encoder(load_encoder(folder), tmp_path / "saved")
+    (tmp_path / "saved" / "1_Pooling" / "config.json").unlink()
+    with pytest.raises(InputError, match="Pooling has no 1_Pooling/config.json"):
+        load_encoder(tmp_path / "saved")

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
     AutoTokenizer,
@@ -380,3 +381,21 @@ def test_loading_says_nothing_on_the_screen(tiny: Path, caplog: pytest.LogCaptur
     with caplog.at_level(logging.WARNING):
         load_encoder(tiny)
     assert not [record for record in caplog.records if record.name.startswith("simcse_train")]
+
+
+def test_a_missing_pooler_and_a_surplus_head_are_not_reported_by_transformers(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = make_bert(tmp_path / "bert")
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if "pooler" not in name}
+    save_file(kept | {"cls.bias": torch.zeros(3)}, folder / "model.safetensors", metadata={"format": "pt"})
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addHandler(caplog.handler)
+    try:
+        load_encoder(folder)
+        assert "LOAD REPORT" not in caplog.text
+        AutoModel.from_pretrained(folder)
+        assert "LOAD REPORT" in caplog.text  # what the caller loads is reported as before
+    finally:
+        logger.removeHandler(caplog.handler)

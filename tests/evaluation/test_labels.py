@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from simcse_train.encoders.loading import load_encoder
@@ -48,6 +50,17 @@ def test_labelled_tables_are_read_in_every_format(
     with gzip.open(tmp_path / f"{name}.gz", "wt") as stream:
         stream.write(content)
     assert read_labelled(tmp_path / f"{name}.gz", label, text)[1] == ["x", "y", "x"]
+
+
+def test_a_missing_label_is_no_label(tmp_path: Path) -> None:
+    labels = pa.array([1.0, None, float("nan"), 1.0, 2.0])
+    pq.write_table(pa.table({"t": ["a", "b", "c", "d", "e"], "l": labels}), tmp_path / "x.parquet")
+    assert read_labelled(tmp_path / "x.parquet", "l", None) == (["a", "d", "e"], ["1.0", "1.0", "2.0"])
+
+
+def test_the_column_of_labels_may_be_counted_where_the_first_line_has_names(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("label,text\nx,a man\ny,a cat\nx,the man\n")
+    assert read_labelled(tmp_path / "x.csv", "1", "2") == (["a man", "a cat", "the man"], ["x", "y", "x"])
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,7 @@ def test_spearman_handles_ties_as_average_ranks_and_refuses_constants() -> None:
         100 * 4.5 / math.sqrt(22.5)
     )
     assert spearman(np.ones(4), np.array([1.0, 2, 3, 4])) is None
+    assert spearman(np.array([1, 1 - 2e-7, 1 - 1e-7, 1], np.float32), np.array([1.0, 2, 3, 4])) is None  # rounding
     assert spearman(np.array([1.0, np.nan, 2]), np.array([1.0, 2, 3])) is None
 
 
