@@ -32,7 +32,7 @@ from simcse_train.runs.folder import checkpoint_path, checkpoints
 from simcse_train.runs.start import load_start
 from simcse_train.training.monitor import Best, Monitor
 from simcse_train.training.optimizer import clear_gradients, keep_embedding_gradient, learning_rate_at, make_optimizer
-from simcse_train.training.plan import make_batches, versions
+from simcse_train.training.plan import choose_kernels, make_batches, versions
 from simcse_train.training.step import forward_backward
 from simcse_train.training.stopping import StopRequests
 from simcse_train.training.teachers import Teachers
@@ -59,6 +59,7 @@ class Trainer:
         for name, parameter in encoder.named_parameters():
             if "pooler" in name:  # a part of the model that no embedding passes through
                 parameter.requires_grad_(False)
+        self.kernels = choose_kernels(encoder, config)
         keep_embedding_gradient(encoder.model)
         self.objective = make_objective(config)
         self.paired_objective = InfoNCE(config.temperature)  # with hard negatives (Gao, Yao & Chen 2021, equation 5)
@@ -155,7 +156,7 @@ class Trainer:
             settings=self.config.model_dump(),
             base_model=Path(self.config.model).name,
             scaler=scaler.state_dict() if scaler is not None and scaler.is_enabled() else None,
-            versions=versions(),
+            versions=versions(self.kernels),
             pairs=fingerprint(self.pairs),
             training_pairs=self.training_pairs.fingerprint if self.training_pairs is not None else None,
         )

@@ -1,0 +1,4 @@
+// All kernels as one unit. `build.py` compiles it; `library.py` reads the structures of arguments from these files.
+#include "add_norm.h"
+#include "attention.h"
+#include "gelu.h"
