@@ -30,6 +30,7 @@ from simcse_train.randomness import seeded
 from simcse_train.runs.checkpoint import State, load_objective_state, load_optimizer, prune, save_checkpoint
 from simcse_train.runs.folder import checkpoint_path, checkpoints
 from simcse_train.runs.start import load_start
+from simcse_train.training.compiled_optimizer import CompiledAdamW
 from simcse_train.training.monitor import Best, Monitor
 from simcse_train.training.optimizer import clear_gradients, keep_embedding_gradient, learning_rate_at, make_optimizer
 from simcse_train.training.plan import choose_kernels, make_batches, versions
@@ -114,7 +115,10 @@ class Trainer:
             autocast=self.accelerator.autocast,
             scale=self._scale,
         )
-        norm = self.accelerator.clip_grad_norm_(self.encoder.parameters(), self.config.max_grad_norm)
+        if isinstance(self.adamw, CompiledAdamW):
+            norm = self.adamw.clip(self.config.max_grad_norm)
+        else:
+            norm = self.accelerator.clip_grad_norm_(self.encoder.parameters(), self.config.max_grad_norm)
         # In float16 the scaler itself skips a step whose gradients overflow.
         finite = torch.isfinite(loss) and (self.config.precision == "fp16" or torch.isfinite(torch.as_tensor(norm)))
         if not finite:

@@ -83,8 +83,8 @@ class Attention:
             **self._arguments(self._memory(self.number, queries, tokens, hidden)),
         )
         of_states = tuple(
-            self.work.multiply_back(product, weight, ("states gradient", len(product)))
-            for product, weight in zip(found.products, self._weights(), strict=True)
+            self.work.multiply_back(product, weight, ("states gradient", part))
+            for part, (product, weight) in enumerate(zip(found.products, self._weights(), strict=True))
         )
         weights = [
             weight_gradient(product, inputs)

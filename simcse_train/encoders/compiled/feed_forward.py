@@ -47,7 +47,7 @@ class FeedForward:
             partial=self.work.partial(width),
             bias_gradient=bias,
         )
-        of_states = self.work.multiply_back(inner, self.inner, ("states gradient", rows))
+        of_states = self.work.multiply_back(inner, self.inner, ("states gradient", 0))
         return of_states, (weight_gradient(inner, states), bias, of_outer)
 
     def _kept(self, rows: int) -> tuple[Tensor, Tensor]:

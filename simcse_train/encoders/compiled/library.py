@@ -27,7 +27,7 @@ class Library:
     arguments: dict[str, type[ctypes.Structure]]
 
     def run(self, kernel: str, states: torch.dtype, **arguments: Any) -> None:
-        """Run a kernel for states of a type; tensors are passed by their address, None as null.
+        """Run a kernel for states of a type, float32 where it has none; tensors are passed by address, None as null.
 
         Raises `TypeError` if the names are not those of the kernel's structure.
         """
@@ -76,7 +76,7 @@ def read_arguments(source: str) -> dict[str, type[ctypes.Structure]]:
         ]
         return type(name, (ctypes.Structure,), {"_fields_": fields})
 
-    kernels = re.findall(r"^EXPORT\((\w+), (\w+)\)", source, re.MULTILINE)
+    kernels = re.findall(r"^EXPORT(?:_ONE)?\((\w+), (\w+)\)", source, re.MULTILINE)
     return {kernel: structure(name) for kernel, name in kernels}
 
 

@@ -37,9 +37,3 @@ def make_larger_family(name: str, folder: Path) -> Path:
     config.update(sizes)
     AutoModel.from_config(config).save_pretrained(folder)
     return folder
-
-
-@pytest.fixture(scope="session")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random BERT of 64 values and two layers, whose heads have 16."""
-    return make_larger_family("bert", tmp_path_factory.mktemp("models") / "small")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-import pytest
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -39,9 +39,7 @@ def random(*shape: int, precision: torch.dtype = torch.float32) -> Tensor:
 
 @given(rows=st.integers(1, 40), width=st.integers(1, 12), affine=st.booleans(), p=PROBABILITIES, precision=PRECISIONS)
 @few
-def test_add_norm(
-    kernels: Library, rows: int, width: int, affine: bool, p: float, precision: torch.dtype
-) -> None:
+def test_add_norm(kernels: Library, rows: int, width: int, affine: bool, p: float, precision: torch.dtype) -> None:
     torch.manual_seed(rows)
     width *= 32
     norm = torch.nn.LayerNorm(width, eps=1e-5)
@@ -166,7 +164,7 @@ def test_attention(
     states = random(sum(lengths), hidden, precision=precision)
     gradient = random(len(lengths) if first else sum(lengths), hidden, precision=precision)
     factors = factors_of(attention, states)
-    assert all(set(f.unique().round(decimals=3).tolist()) <= {0, round(1 / (1 - p), 3)} for f in factors)
+    assert all(((f * (1 - p) - 1).abs() < 1e-3).logical_or(f == 0).all() for f in factors)
     with torch.no_grad():
         found = attention.forward(states).clone()
         of_states, of_projections = attention.backward(states, gradient)

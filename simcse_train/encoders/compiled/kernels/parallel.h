@@ -38,3 +38,5 @@ static inline void add_partial(int64_t n, int threads, int64_t stride, const flo
 #define EXPORT(kernel, Arguments)                                                      \
     extern "C" void kernel##_bf16(const Arguments* a) { kernel<bf16>(*a); }            \
     extern "C" void kernel##_float(const Arguments* a) { kernel<float>(*a); }
+// A kernel in which no states occur.
+#define EXPORT_ONE(kernel, Arguments) extern "C" void kernel##_float(const Arguments* a) { kernel(*a); }
