@@ -58,7 +58,7 @@ def gradients(encoder: Encoder, batch: tuple[Tensor, Tensor], *, kernels: bool) 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_states_and_gradients_are_those_of_the_present_computation(family: str, pooling: str, tmp_path: Path) -> None:
-    encoder = load_encoder(make_larger_family(family, tmp_path / family), pooling=pooling)
+    encoder = load_encoder(make_larger_family(family, tmp_path), pooling=pooling)
     assert use_kernels(encoder, "fp32") == ""
     batch = pack(encoder.tokenizer.tokenize(SENTENCES, 40))
     with without_dropout(encoder):
