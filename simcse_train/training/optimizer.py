@@ -17,10 +17,11 @@ from simcse_train.training.compiled_optimizer import CompiledAdamW
 def make_optimizer(encoder: Encoder, config: TrainConfig) -> torch.optim.AdamW:
     """Return AdamW over the trained parameters (Gao, Yao & Chen 2021, appendix A), compiled where the encoder is."""
     groups = parameter_groups(encoder, config.weight_decay)
-    if encoder.stack is None:
+    if encoder.stack is None or not all(parameter.is_contiguous() for parameter in encoder.parameters()):
         return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
     embeddings = input_embeddings(encoder.model)
-    return CompiledAdamW(groups, lr=config.learning_rate, embeddings=[] if embeddings is None else [embeddings.weight])
+    rows = [] if embeddings is None else [embeddings.weight]
+    return CompiledAdamW(groups, lr=config.learning_rate, embeddings=rows)
 
 
 def learning_rate_at(step: int, total: int, config: TrainConfig) -> float:

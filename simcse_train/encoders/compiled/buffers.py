@@ -28,7 +28,8 @@ class Buffers:
         held = self._held.get(name)
         if held is None or held.numel() < size or held.dtype != dtype:
             self._held.pop(name, None)  # freed first
-            held = self._held[name] = torch.empty(int(size * SPARE), dtype=dtype)
+            with torch.inference_mode(False):  # memory made while measuring is used again in training
+                held = self._held[name] = torch.empty(int(size * SPARE), dtype=dtype)
         return held[:size].view(shape)
 
 

@@ -125,6 +125,16 @@ def test_a_weight_changed_between_the_passes_and_a_second_backward_pass_are_refu
         states.sum().backward()
 
 
+def test_memory_of_inference_mode_can_be_trained_in(small: Path) -> None:
+    encoder = load_encoder(small).train()
+    assert use_kernels(encoder, "fp32") == ""
+    batch = pack(encoder.tokenizer.tokenize(SENTENCES, 40))
+    encoder.stack.pool._free.clear()  # type: ignore[union-attr]
+    with torch.inference_mode():
+        encoder.states(*batch)
+    encoder.states(*batch).sum().backward()
+
+
 def held(encoder: Encoder) -> list[int]:
     """Return the bytes of each set of buffers that is free."""
     assert encoder.stack is not None
