@@ -56,7 +56,10 @@ def test_add_norm(kernels: Library, rows: int, width: int, affine: bool, p: floa
     assert p > 0 or kept.all()
     factor = kept / (1 - round(p * 2**16) / 2**16)
 
-    leaves = [t.clone().requires_grad_() for t in (product.float(), bias, x if gamma is None else x * gamma + beta)]
+    leaves = [
+        t.clone().requires_grad_()
+        for t in (product.float(), bias, x if gamma is None or beta is None else x * gamma + beta)
+    ]
     expected = layer_norm((leaves[0] + leaves[1]) * factor + leaves[2], (width,), norm.weight, norm.bias, 1e-5)
     expected.backward(gradient + more.float())
     assert close(out, expected.detach(), torch.float32)

@@ -7,6 +7,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -119,8 +120,9 @@ def test_a_weight_changed_between_the_passes_and_a_second_backward_pass_are_refu
     with pytest.raises(RuntimeError, match="backward through the graph a second time"):
         states.sum().backward()
     states = encoder.states(*batch)
+    model: Any = encoder.model
     with torch.no_grad():
-        encoder.model.encoder.layer[0].output.dense.weight.add_(1)  # type: ignore[union-attr,operator]
+        model.encoder.layer[0].output.dense.weight.add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         states.sum().backward()
 
