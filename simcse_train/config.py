@@ -154,6 +154,12 @@ class TrainConfig(BaseModel):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = _setting(
         OPTIMISATION, "Arithmetic of the encoder.", auto="auto, the device's fastest", default="auto"
     )
+    kernels: Literal["auto", "off"] = _setting(
+        OPTIMISATION,
+        "Compute the encoder by kernels that the system's C++ compiler makes.",
+        auto="auto, on a CPU where they fit",
+        default="auto",
+    )
     device: Literal["auto", "cpu", "cuda", "mps"] = _setting(
         OPTIMISATION, "Where to train.", auto="auto, a GPU if there is one", default="auto"
     )

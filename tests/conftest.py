@@ -41,17 +41,17 @@ def write_vocabulary(folder: Path) -> Path:
     return path
 
 
-def make_bert(folder: Path, *, dropout: float = 0.1, positions: int = 64) -> Path:
-    """Save a random two-layer BERT with its tokenizer."""
+def make_bert(folder: Path, *, dropout: float = 0.1, positions: int = 64, hidden: int = 32) -> Path:
+    """Save a random two-layer BERT with four heads and its tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = BertTokenizer(str(write_vocabulary(folder)), do_lower_case=True, model_max_length=positions)
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=len(tokenizer),
-        hidden_size=32,
+        hidden_size=hidden,
         num_hidden_layers=2,
         num_attention_heads=4,
-        intermediate_size=64,
+        intermediate_size=2 * hidden,
         max_position_embeddings=positions,
         hidden_dropout_prob=dropout,
         attention_probs_dropout_prob=dropout,
@@ -79,6 +79,12 @@ def own_cache() -> Iterator[None]:
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random BERT of 32 values and two layers."""
     return make_bert(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random BERT of 64 values and two layers: the sizes that compiled kernels need."""
+    return make_bert(tmp_path_factory.mktemp("models") / "small", hidden=64)
 
 
 @pytest.fixture(scope="session")

@@ -163,7 +163,7 @@ def benchmark(settings: Settings, compared: Sequence[Contender]) -> dict[str, st
             )
             speeds = "  ".join(f"{name} {row['median']:.1f}" for name, row in summary["rows"].items())
             typer.echo(f"after round {number + 1} of {settings.rounds}: bound {summary['bound']:.1f}  {speeds}")
-        ours = next((c for c in compared if c.packed and c.name not in measured.failures), None)
+        ours = next((c for c in reversed(compared) if c.packed and c.name not in measured.failures), None)
         operators = profile(ours, replace(job, seed=settings.rounds), folder).operators if ours else ()
 
     typer.echo("\n" + table(compared, summary, measured.failures))
@@ -222,7 +222,7 @@ def main(
         str, typer.Option(help="auto, fp32, bf16 or fp16: of this program, and of the peer from peer-half on.")
     ] = "auto",
     contenders: Annotated[
-        str | None, typer.Option(help="Only these rows, separated by commas, such as peer,packed.")
+        str | None, typer.Option(help="Only these rows, separated by commas, such as peer,kernels.")
     ] = None,
     output: Annotated[Path, typer.Option(help="Folder for the JSON file and the picture.")] = Path("runs/benchmark"),
 ) -> None:

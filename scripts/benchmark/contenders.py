@@ -29,6 +29,7 @@ class Contender:
     compiled: bool = False  # torch.compile
     flash: bool = False  # flash attention, to which sentence-transformers gives batches without padding
     packed: bool = False  # this program's batches without padding
+    kernels: bool = False  # this program's compiled kernels
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,9 @@ def contenders(precision: str, device: str, cores: int) -> list[Contender]:
             plain = replace(found[-1], compiled=False, sorted=False, one_pass=False)
             found.append(replace(plain, name="peer-flash", flash=True))
     found.append(Contender("padded", OURS, precision, one_pass=True))
-    found.append(Contender("packed", OURS, precision, one_pass=True, packed=True))
+    found.append(replace(found[-1], name="packed", packed=True))
+    if device == "cpu":
+        found.append(replace(found[-1], name="kernels", kernels=True))
     return found
 
 
@@ -89,6 +92,7 @@ def label(contender: Contender) -> str:
         "peer-compiled": "  + torch.compile",
         "peer-flash": "  flash attention, unpadded",
         "padded": "simcse-train, padded",
-        "packed": "simcse-train",
+        "packed": "  + packed",
+        "kernels": "  + compiled kernels",
     }
     return added[contender.name]

@@ -11,7 +11,7 @@ NEVER = 10**9
 
 
 def train_ours(contender: Contender, job: Job, folder: Path) -> None:
-    """Train with the program's defaults, on packed batches, or on padded ones where the contender says so."""
+    """Train with the program's defaults, on padded batches or without kernels where the contender says so."""
     from simcse_train import load_encoder, train
     from simcse_train.config import make_config
 
@@ -25,6 +25,7 @@ def train_ours(contender: Contender, job: Job, folder: Path) -> None:
         "max_length": job.max_length,
         "device": job.device,
         "precision": contender.precision,
+        "kernels": "auto" if contender.kernels else "off",
         "seed": job.seed,
         "eval_every": NEVER,
         "save_every": NEVER,

@@ -25,6 +25,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from simcse_train.cache import cache_folder
 from simcse_train.data.files import open_file
 from simcse_train.data.source import Source, named
 from simcse_train.data.texts import read_texts
@@ -48,11 +49,6 @@ class Counts:
     duplicates: int
     cut: int
     sentences: int
-
-
-def cache_folder() -> Path:
-    """Return where tokenised text is kept: `simcse-train` in the user's cache folder (XDG_CACHE_HOME)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "simcse-train"
 
 
 def tokenised_folder(fingerprint: str, tokenizer: SentenceTokenizer, max_length: int) -> Path:

@@ -17,9 +17,11 @@ from torch.nn.functional import normalize
 from tqdm.auto import tqdm
 from transformers import PretrainedConfig, PreTrainedModel
 
+from simcse_train.encoders.compiled.families import embed_tokens
+from simcse_train.encoders.compiled.stack import Stack
 from simcse_train.encoders.dropout import replace_dropout
 from simcse_train.encoders.modules import Dense, Folder, LayerNorm, Normalize
-from simcse_train.encoders.packing import pack, packing
+from simcse_train.encoders.packing import pack, packing, positions
 from simcse_train.encoders.padding import accepted_inputs, padded_states
 from simcse_train.encoders.pooling import pool
 from simcse_train.encoders.tokenizer import SentenceTokenizer
@@ -55,6 +57,7 @@ class Encoder(nn.Module):
         self.packed = False
         self.first_only = False
         self.equal_lengths = False
+        self.stack: Stack | None = None  # computes the layers in training, where `acceptance` lets it
         self.float32_only = ""  # why it cannot be computed in bfloat16, if it cannot
         self.notes: list[str] = []  # what the user should know about how this encoder is used
         # Whether the model is told that every token is of type 0: to GPT-2 that is not the same as to be told nothing.
@@ -109,12 +112,14 @@ class Encoder(nn.Module):
         """
         if not self.packed:
             return self.padded_states(tokens, lengths)
-        starts = lengths.cumsum(0) - lengths
-        places = torch.arange(len(tokens), device=tokens.device) - starts.repeat_interleave(lengths)
+        places = positions(lengths, len(tokens)) + first_position(self.model)
+        if self.stack is not None and self.training:
+            embedded = embed_tokens(self.model, tokens, places)
+            return self.stack(embedded, lengths, first_only=first_only, training=True)
         types = {"token_type_ids": torch.zeros_like(tokens)[None]} if self.gives_types else {}
         output = self.model(
             input_ids=tokens[None],
-            position_ids=(places + first_position(self.model))[None],
+            position_ids=places[None],
             packing=packing(lengths, first_only=first_only),
             **types,
         )

@@ -17,6 +17,12 @@ def pack(rows: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> t
     return tokens.to(device, non_blocking=True), lengths.to(device, non_blocking=True)
 
 
+def positions(lengths: Tensor, total: int) -> Tensor:
+    """Return the place of each of `total` tokens in its sentence, from 0; lengths: (rows,), which sum to `total`."""
+    starts = lengths.cumsum(0) - lengths
+    return torch.arange(total, device=lengths.device) - starts.repeat_interleave(lengths)
+
+
 @dataclass(frozen=True)
 class Packing:
     """Where each sentence of a packed row starts and ends, as indices between the packed and the padded layout."""

@@ -58,7 +58,9 @@ class State:
 
     def config(self) -> TrainConfig:
         """Return the settings of the run; raises `InputError` if this version does not know one of them."""
-        return make_config(self.settings, source="The checkpoint's settings")
+        # What was trained without kernels goes on without them, also if they would fit now: the bits stay the same.
+        without = {"kernels": "off"} if self.versions.get("kernels", "off") == "off" else {}
+        return make_config(self.settings | without, source="The checkpoint's settings")
 
 
 def save_checkpoint(

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm.auto import tqdm
 
-from simcse_train.data.cache import cache_folder
+from simcse_train.cache import cache_folder
 from simcse_train.encoders.encoder import Encoder
 from simcse_train.encoders.packing import pack
 from simcse_train.errors import InputError

@@ -31,9 +31,10 @@ from simcse_train.randomness import seeded
 from simcse_train.runs.checkpoint import State, load_objective_state, load_optimizer, prune, save_checkpoint
 from simcse_train.runs.folder import checkpoint_path, checkpoints
 from simcse_train.runs.start import load_start
+from simcse_train.training.compiled_optimizer import CompiledAdamW
 from simcse_train.training.monitor import Best, Monitor
 from simcse_train.training.optimizer import clear_gradients, keep_embedding_gradient, learning_rate_at, make_optimizer
-from simcse_train.training.plan import make_batches, versions
+from simcse_train.training.plan import choose_kernels, make_batches, versions
 from simcse_train.training.step import forward_backward
 from simcse_train.training.stopping import StopRequests
 from simcse_train.training.teachers import Teachers
@@ -60,6 +61,7 @@ class Trainer:
         for name, parameter in encoder.named_parameters():
             if "pooler" in name:  # a part of the model that no embedding passes through
                 parameter.requires_grad_(False)
+        self.kernels = choose_kernels(encoder, config)
         keep_embedding_gradient(encoder.model)
         self.objective = make_objective(config)
         self.paired_objective = InfoNCE(config.temperature)  # with hard negatives (Gao, Yao & Chen 2021, equation 5)
@@ -114,7 +116,10 @@ class Trainer:
             autocast=self.accelerator.autocast,
             scale=self._scale,
         )
-        norm = self.accelerator.clip_grad_norm_(self.encoder.parameters(), self.config.max_grad_norm)
+        if isinstance(self.adamw, CompiledAdamW):
+            norm = self.adamw.clip(self.config.max_grad_norm)
+        else:
+            norm = self.accelerator.clip_grad_norm_(self.encoder.parameters(), self.config.max_grad_norm)
         # In float16 the scaler itself skips a step whose gradients overflow.
         finite = torch.isfinite(loss) and (self.config.precision == "fp16" or torch.isfinite(torch.as_tensor(norm)))
         if not finite:
@@ -156,7 +161,7 @@ class Trainer:
             settings=self.config.model_dump(),
             base_model=Path(self.config.model).name,
             scaler=scaler.state_dict() if scaler is not None and scaler.is_enabled() else None,
-            versions=versions(),
+            versions=versions(self.kernels),
             pairs=fingerprint(self.pairs),
             training_pairs=self.training_pairs.fingerprint if self.training_pairs is not None else None,
             counts=asdict(self.corpus.counts) if self.corpus is not None else None,

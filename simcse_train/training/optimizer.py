@@ -10,12 +10,18 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from simcse_train.config import TrainConfig
-from simcse_train.encoders.encoder import input_embeddings
+from simcse_train.encoders.encoder import Encoder, input_embeddings
+from simcse_train.training.compiled_optimizer import CompiledAdamW
 
 
-def make_optimizer(encoder: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """Return AdamW over the trained parameters (Gao, Yao & Chen 2021, appendix A)."""
-    return torch.optim.AdamW(parameter_groups(encoder, config.weight_decay), lr=config.learning_rate, fused=True)
+def make_optimizer(encoder: Encoder, config: TrainConfig) -> torch.optim.AdamW:
+    """Return AdamW over the trained parameters (Gao, Yao & Chen 2021, appendix A), compiled where the encoder is."""
+    groups = parameter_groups(encoder, config.weight_decay)
+    if encoder.stack is None or not all(parameter.is_contiguous() for parameter in encoder.parameters()):
+        return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
+    embeddings = input_embeddings(encoder.model)
+    rows = [] if embeddings is None else [embeddings.weight]
+    return CompiledAdamW(groups, lr=config.learning_rate, embeddings=rows)
 
 
 def learning_rate_at(step: int, total: int, config: TrainConfig) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import sys
 from collections.abc import Mapping
@@ -16,6 +17,8 @@ from simcse_train.data.batches import Batches, held_out_sentences
 from simcse_train.data.corpus import Corpus
 from simcse_train.data.training_pairs import TrainingPairs
 from simcse_train.data.views import Repetition
+from simcse_train.encoders.compiled.acceptance import use_kernels
+from simcse_train.encoders.compiled.library import library
 from simcse_train.encoders.encoder import Encoder, dropout_settings
 from simcse_train.encoders.probing import is_deterministic, is_repeatable
 from simcse_train.errors import InputError
@@ -23,6 +26,8 @@ from simcse_train.evaluation.diagnosis import diagnose, recommend, recommend_for
 from simcse_train.runs.folder import check_space, keep_standard_input
 from simcse_train.search.embeddings import embed_rows
 from simcse_train.version import __version__
+
+logger = logging.getLogger(__name__)
 
 FEWEST_STEPS = 40  # of a run on pairs alone: 200 pairs are four batches, and one pass through them changes nothing
 
@@ -122,6 +127,20 @@ def make_batches(
     )
 
 
+def choose_kernels(encoder: Encoder, config: TrainConfig) -> str:
+    """Let kernels compute the encoder if the settings allow it and they fit; return what decides the last bits.
+
+    One line says where they do not fit.
+    """
+    reason = use_kernels(encoder, config.precision) if config.kernels == "auto" else "off"
+    if not reason:
+        return f"{library().name} on {torch.get_num_threads()} threads"
+    encoder.stack = None
+    if config.kernels == "auto" and config.device == "cpu":
+        logger.info(f"Training without compiled kernels: {reason}.")
+    return "off"
+
+
 def _absolute(path: str) -> str:
     return str(Path(path).expanduser().absolute())
 
@@ -201,11 +220,15 @@ def check_disk(encoder: Encoder, config: TrainConfig, run: Path) -> None:
     check_space(run, weights, config.keep + bool(config.eval))
 
 
-def versions() -> dict[str, str]:
-    """Return what decides, besides the saved state, whether a run ends with the same bits."""
+def versions(kernels: str) -> dict[str, str]:
+    """Return what decides, besides the saved state, whether a run ends with the same bits.
+
+    `kernels` is what `choose_kernels` returned.
+    """
     return {
         "simcse-train": __version__,
         "torch": str(torch.__version__),
         "transformers": str(transformers.__version__),
         "python": sys.version.split()[0],
+        "kernels": kernels,
     }

@@ -164,9 +164,9 @@ def _resumed_trainer(run: Path, checkpoint: Path, changes: Mapping[str, Any]) ->
     drop_metrics_after(run, state.step)
     write_text(run / CONFIG, config_yaml(config))
     logger.info(f"Continuing from {checkpoint}, step {state.step} of {trainer.total}.")
-    differ = [
-        f"{name} {old}, now {new}" for name, new in versions().items() if (old := state.versions.get(name)) != new
-    ]
+    before = {"kernels": "off"} | state.versions  # version 0.1.0 had none
+    now = versions(trainer.kernels)
+    differ = [f"{name} {before.get(name)}, now {new}" for name, new in now.items() if before.get(name) != new]
     if differ:
         logger.warning(
             f"The checkpoint was saved by {'; '.join(differ)}: the result may differ in its last bits from that of an "

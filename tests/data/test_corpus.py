@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from transformers import BertTokenizer
 
+from simcse_train.cache import cache_folder
 from simcse_train.data.batches import two_views
-from simcse_train.data.cache import cache_folder
 from simcse_train.data.corpus import open_corpus
 from simcse_train.encoders.loading import load_encoder
 from simcse_train.encoders.tokenizer import MAX_CHARACTERS, SentenceTokenizer

@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 
 from scripts.torture import SAVING, live, processes, torture
+from simcse_train.cache import cache_folder
 from simcse_train.data import batches as batches_module
 from simcse_train.data.batches import two_views
-from simcse_train.data.cache import cache_folder
 from simcse_train.data.corpus import open_corpus
 from simcse_train.encoders.loading import load_encoder
 from simcse_train.errors import InputError, SaveError, Stopped, TrainingError

@@ -8,7 +8,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from simcse_train.data.cache import cache_folder
+from simcse_train.cache import cache_folder
 from simcse_train.encoders.encoder import Encoder
 from simcse_train.encoders.loading import load_encoder
 from simcse_train.errors import InputError

@@ -1,0 +1,62 @@
+"""Memory that grows to the largest batch and is used again by every step.
+
+A step needs some hundred matrices. To allocate them anew costs a page fault for every 4 KiB, and memory of ever other
+sizes leaves gaps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SPARE = 1.1  # memory is made for batches a little larger than the largest so far
+
+
+class Buffers:
+    """Named memory of one pass."""
+
+    def __init__(self) -> None:
+        self._held: dict[Hashable, Tensor] = {}
+
+    def get(self, name: Hashable, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Return memory of a shape with any content; what had the name before in this pass is overwritten."""
+        size = math.prod(shape)
+        held = self._held.get(name)
+        if held is None or held.numel() < size or held.dtype != dtype:
+            self._held.pop(name, None)  # freed first
+            with torch.inference_mode(False):  # memory made while measuring is used again in training
+                held = self._held[name] = torch.empty(int(size * SPARE), dtype=dtype)
+        return held[:size].view(shape)
+
+
+class Pool:
+    """Buffers of passes that are done, for those to come; several passes can be alive at once."""
+
+    def __init__(self) -> None:
+        self._free: list[Buffers] = []
+
+    def lend(self) -> Loan:
+        """Return buffers until the loan is given back or forgotten."""
+        return Loan(self._free, self._free.pop() if self._free else Buffers())
+
+    def __deepcopy__(self, _: Any) -> Pool:
+        return Pool()
+
+
+class Loan:
+    """Buffers that a pass has to itself."""
+
+    def __init__(self, free: list[Buffers], buffers: Buffers) -> None:
+        self._free, self.buffers, self._given_back = free, buffers, False
+
+    def give_back(self) -> None:
+        """Let other passes use the buffers."""
+        if not self._given_back:
+            self._given_back = True
+            self._free.append(self.buffers)
+
+    __del__ = give_back

@@ -1,0 +1,103 @@
+"""Which encoders the kernels compute: where each family keeps the parts of its layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from simcse_train.encoders.attention import layer_list
+
+# Model types of transformers, MiniLM being a bert. Their layers are those of Vaswani et al. 2017, with the norms last.
+BERTS = ("bert", "roberta", "xlm-roberta", "electra")
+FAMILIES = (*BERTS, "distilbert")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The parts of one layer, and the probability of dropout after attention's softmax and the two sub-layers."""
+
+    query: nn.Linear
+    key: nn.Linear
+    value: nn.Linear
+    attended: nn.Linear  # the output projection of attention
+    attended_norm: nn.LayerNorm
+    inner: nn.Linear
+    outer: nn.Linear
+    outer_norm: nn.LayerNorm
+    dropout: tuple[float, float, float]
+    heads: int
+
+    def parameters(self) -> tuple[Tensor, ...]:
+        """Return weight and bias of each part, in the order of the fields."""
+        attention = (self.query, self.key, self.value, self.attended, self.attended_norm)
+        parts = (*attention, self.inner, self.outer, self.outer_norm)
+        return tuple(tensor for part in parts for tensor in (part.weight, part.bias))
+
+
+def read_layers(model: PreTrainedModel) -> list[Layer]:
+    """Return the layers of a model of `FAMILIES`; raises `AttributeError` where a part has another name."""
+    layers = layer_list(model)
+    if layers is None:
+        raise AttributeError("the model has no list of its layers")
+    return [_distilbert(layer) if model.config.model_type == "distilbert" else _bert(layer) for layer in layers]
+
+
+def embed_tokens(model: PreTrainedModel, tokens: Tensor, places: Tensor) -> Tensor:
+    """Return the states before the first layer (total, hidden) of packed tokens (total,) at positions (total,)."""
+    embeddings: Any = model.embeddings
+    types = {} if model.config.model_type == "distilbert" else {"token_type_ids": torch.zeros_like(tokens)[None]}
+    states: Tensor = embeddings(input_ids=tokens[None], position_ids=places[None], **types)
+    project = getattr(model, "embeddings_project", None)  # where ELECTRA's embeddings are narrower than its layers
+    return (states if project is None else project(states))[0]
+
+
+def unsupported(model: PreTrainedModel) -> str:
+    """Return why the kernels cannot compute a model, as far as its configuration tells; nothing if they can."""
+    config = model.config
+    if config.model_type not in FAMILIES:
+        return f"the kernels compute {', '.join(FAMILIES)}, not {config.model_type}"
+    activation = getattr(config, "hidden_act", None) or getattr(config, "activation", None)
+    if activation != "gelu":
+        return f"the kernels compute the activation gelu, not {activation}"
+    hidden, heads = config.hidden_size, config.num_attention_heads
+    inner = getattr(config, "intermediate_size", None) or config.hidden_dim
+    if hidden % 32 or inner % 32 or hidden % heads or (hidden // heads) % 16:
+        return f"the kernels need sizes of 32 n and heads of 16 n, not {hidden}, {inner} and {hidden / heads:g}"
+    return ""
+
+
+def _bert(layer: Any) -> Layer:
+    attention, inner, outer = layer.attention, layer.intermediate, layer.output
+    own, after = attention.self, attention.output
+    return Layer(
+        query=own.query,
+        key=own.key,
+        value=own.value,
+        attended=after.dense,
+        attended_norm=after.LayerNorm,
+        inner=inner.dense,
+        outer=outer.dense,
+        outer_norm=outer.LayerNorm,
+        dropout=(own.dropout.p, after.dropout.p, outer.dropout.p),
+        heads=own.num_attention_heads,
+    )
+
+
+def _distilbert(layer: Any) -> Layer:
+    attention, feed_forward = layer.attention, layer.ffn
+    return Layer(
+        query=attention.q_lin,
+        key=attention.k_lin,
+        value=attention.v_lin,
+        attended=attention.out_lin,
+        attended_norm=layer.sa_layer_norm,
+        inner=feed_forward.lin1,
+        outer=feed_forward.lin2,
+        outer_norm=layer.output_layer_norm,
+        dropout=(attention.dropout.p, 0.0, feed_forward.dropout.p),
+        heads=attention.n_heads,
+    )

@@ -1,0 +1,5 @@
+// All kernels as one unit. `build.py` compiles it; `library.py` reads the structures of arguments from these files.
+#include "adamw.h"
+#include "add_norm.h"
+#include "attention.h"
+#include "gelu.h"

@@ -1,0 +1,60 @@
+"""What the parts of a pass share: the kernels, memory, the precision of products, the seed of the noise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from simcse_train.encoders.compiled.buffers import Buffers
+from simcse_train.encoders.compiled.library import Library
+from simcse_train.encoders.compiled.noise import noise
+
+
+@dataclass(frozen=True)
+class Work:
+    """One pass through the layers of an encoder."""
+
+    kernels: Library
+    buffers: Buffers
+    precision: torch.dtype  # of products and the states between them; norms, softmax and sums are in float32
+    seed: int | None  # of the noise; None: no dropout
+
+    def run(self, kernel: str, **arguments: Any) -> None:
+        """Run a kernel; see `Library.run`."""
+        self.kernels.run(kernel, self.precision, **arguments)
+
+    def states(self, name: object, *shape: int) -> Tensor:
+        """Return memory in the precision of products."""
+        return self.buffers.get((name, self.precision), shape, self.precision)
+
+    def exact(self, name: object, *shape: int) -> Tensor:
+        """Return memory in float32."""
+        return self.buffers.get((name, "exact"), shape, torch.float32)
+
+    def partial(self, columns: int) -> Tensor:
+        """Return memory for sums over rows, which each thread takes for itself."""
+        return self.exact("partial", torch.get_num_threads() * columns)
+
+    def scratch(self, longest: int, size: int) -> Tensor:
+        """Return memory for attention over sentences of up to `longest` tokens with heads of `size`."""
+        return self.exact("scratch", torch.get_num_threads() * self.kernels.attention_scratch(longest, size))
+
+    def noise(self, layer: int, place: int, probability: float) -> dict[str, Any]:
+        """Return the arguments for dropout at a place of a layer."""
+        return noise(self.seed or 0, layer, place, 0.0 if self.seed is None else probability)
+
+    def multiply(self, states: Tensor, weight: Tensor, name: object) -> Tensor:
+        """Return states (rows, inputs) times the transpose of a weight (outputs, inputs), in memory with a name."""
+        return torch.mm(states, weight.t(), out=self.states(name, len(states), len(weight)))
+
+    def multiply_back(self, gradient: Tensor, weight: Tensor, name: object) -> Tensor:
+        """Return the gradient of the states of `multiply`, (rows, inputs)."""
+        return torch.mm(gradient, weight, out=self.states(name, len(gradient), weight.shape[1]))
+
+
+def weight_gradient(gradient: Tensor, states: Tensor) -> Tensor:
+    """Return the gradient of the weight of a product (outputs, inputs), float32, from that of its result."""
+    return torch.mm(gradient.t(), states).float()

@@ -1,0 +1,90 @@
+"""AdamW and the clipping of gradients by compiled kernels, for parameters on a CPU.
+
+The state has the names, shapes and types of torch's, so that a checkpoint can be continued with either.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import increment_version
+
+from simcse_train.encoders.compiled.library import library
+
+UNIT = 4096  # elements that a thread takes at once
+BEFORE = 2  # marks the rows of an embedding that had a gradient in an earlier step (kernels/adamw.h)
+
+
+class CompiledAdamW(torch.optim.AdamW):
+    """`torch.optim.AdamW` whose step also clips; `embeddings` are the parameters of which a batch has few rows."""
+
+    def __init__(self, groups: list[dict[str, Any]], *, lr: float, embeddings: Iterable[Tensor]) -> None:
+        super().__init__(groups, lr=lr)
+        self._embeddings = set(embeddings)
+        self._rows: dict[Tensor, Tensor] = {}  # of an embedding: which rows have a gradient, or had one
+        self._clip: float | None = None
+
+    def clip(self, max_norm: float) -> Tensor:
+        """Let the next step scale the gradients to a norm of at most `max_norm`; return their norm, a scalar."""
+        table = torch.cat([self._table(group) for group in self.param_groups])
+        partial = torch.empty(torch.get_num_threads(), dtype=torch.float64)
+        norm = torch.empty((), dtype=torch.float64)
+        library().run("gradient_norm", torch.float32, count=len(table), parameters=table, partial=partial, norm=norm)
+        self._clip = min(1.0, max_norm / (float(norm) + 1e-6))  # as torch.nn.utils.clip_grad_norm_
+        return norm.float()
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Take a step; the gradients are scaled as `clip` found."""
+        if self._clip is None:
+            self.clip(math.inf)  # which also finds the rows
+        for group in self.param_groups:
+            table = self._table(group)
+            changed = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if not changed:
+                continue
+            for parameter in changed:
+                self.state[parameter]["step"] += 1
+            beta1, beta2 = group["betas"]
+            step = float(self.state[changed[0]]["step"])
+            library().run(
+                "adamw",
+                torch.float32,
+                count=len(table),
+                parameters=table,
+                clip=self._clip,
+                rate=group["lr"],
+                beta1=beta1,
+                beta2=beta2,
+                epsilon=group["eps"],
+                decay=group["weight_decay"],
+                correction1=1 - beta1**step,
+                correction2=1 - beta2**step,
+            )
+            increment_version(changed)  # torch cannot know that they have changed
+        self._clip = None
+
+    def _table(self, group: dict[str, Any]) -> Tensor:
+        """Return the kernels' description of the parameters of a group that have gradients (parameters, 7)."""
+        table = []
+        for parameter in group["params"]:
+            if parameter.grad is None:
+                continue
+            parameter.grad = parameter.grad.contiguous()
+            state = self.state[parameter]
+            if not state:
+                state["step"] = torch.tensor(0.0)
+                state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+            tensors = (parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"])
+            addresses = [tensor.data_ptr() for tensor in tensors]
+            rows, unit = 0, UNIT
+            if parameter in self._embeddings:
+                if parameter not in self._rows:  # after the state was restored, if it was
+                    self._rows[parameter] = state["exp_avg"].any(dim=1).to(torch.uint8) * BEFORE
+                rows, unit = self._rows[parameter].data_ptr(), parameter.shape[1]
+            table.append([*addresses, rows, parameter.numel(), unit])
+        return torch.tensor(table, dtype=torch.int64).view(-1, 7)

@@ -1,0 +1,165 @@
+"""Encoders computed by kernels: the states and gradients of the present computation, in every way it is used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from simcse_train.data.batches import two_views
+from simcse_train.encoders.compiled.acceptance import use_kernels
+from simcse_train.encoders.dropout import Dropout
+from simcse_train.encoders.encoder import Encoder
+from simcse_train.encoders.head import projection_head
+from simcse_train.encoders.loading import load_encoder
+from simcse_train.encoders.packing import pack
+from simcse_train.objectives.ntxent import NTXent
+from simcse_train.objectives.objective import Rows
+from simcse_train.randomness import seeded
+from simcse_train.training.step import forward_backward
+from tests.encoders.compiled.conftest import make_larger_family
+
+FAMILIES = ("bert", "roberta", "xlm-roberta", "distilbert", "electra")
+SENTENCES = ["a man", "the cat runs in the park", "a dog", "a woman sings on the hill", "the big red dog , the cat ."]
+
+
+@contextmanager
+def without_dropout(encoder: Encoder) -> Iterator[None]:
+    """Let an encoder be in training mode and drop nothing."""
+    stack = encoder.stack
+    assert stack is not None
+    layers = stack.layers
+    stack.layers = [replace(layer, dropout=(0.0, 0.0, 0.0)) for layer in layers]
+    modules = [module for module in encoder.modules() if isinstance(module, Dropout)]
+    before = [module.p for module in modules]
+    for module in modules:
+        module.p = 0.0
+    yield
+    stack.layers = layers
+    for module, p in zip(modules, before, strict=True):
+        module.p = p
+
+
+def gradients(encoder: Encoder, batch: tuple[Tensor, Tensor], *, kernels: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    encoder.zero_grad()
+    encoder.train(kernels)  # the present computation has no dropout in evaluation mode
+    embeddings = encoder(*batch)
+    (embeddings * torch.linspace(-1, 1, embeddings.numel()).view_as(embeddings)).sum().backward()
+    return embeddings.detach(), {n: p.grad for n, p in encoder.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_states_and_gradients_are_those_of_the_present_computation(family: str, pooling: str, tmp_path: Path) -> None:
+    encoder = load_encoder(make_larger_family(family, tmp_path), pooling=pooling)
+    assert use_kernels(encoder, "fp32") == ""
+    batch = pack(encoder.tokenizer.tokenize(SENTENCES, 40))
+    with without_dropout(encoder):
+        found, found_gradients = gradients(encoder, batch, kernels=True)
+        expected, expected_gradients = gradients(encoder, batch, kernels=False)
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert not torch.equal(found, expected)  # or the kernels were not used
+    assert found_gradients.keys() == expected_gradients.keys()
+    for name, gradient in expected_gradients.items():
+        assert torch.allclose(found_gradients[name], gradient, atol=1e-5 * float(gradient.norm()) + 1e-5), name
+
+
+def test_kernels_are_used_in_training_alone_and_with_dropout(small: Path) -> None:
+    encoder = load_encoder(small)
+    batch = pack(encoder.tokenizer.tokenize(SENTENCES, 40))
+    before = encoder.embed(*batch)
+    assert use_kernels(encoder, "fp32") == ""
+    assert torch.equal(encoder.embed(*batch), before)
+    encoder.train()
+    with seeded(1):
+        first, second = encoder.embed(*batch), encoder.embed(*batch)
+    with seeded(1):
+        assert torch.equal(encoder.embed(*batch), first)
+    assert not torch.allclose(first, second, atol=1e-3)
+
+
+@pytest.mark.parametrize("first_only", [False, True])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_micro_batches_give_the_gradients_of_the_undivided_loss(small: Path, first_only: bool, precision: str) -> None:
+    encoder = load_encoder(small, pooling="cls" if first_only else "mean").train()
+    encoder.head = projection_head(encoder.hidden_size, seed=0)
+    assert use_kernels(encoder, precision) == ""
+    rows = encoder.tokenizer.tokenize(SENTENCES, 16)
+    batch = two_views(rows, np.arange(len(rows)))
+    autocast = partial(torch.autocast, "cpu", torch.bfloat16) if precision == "bf16" else nullcontext
+    known, noise = Rows(batch.views, batch.texts), partial(seeded, 3, 7)
+    loss = forward_backward(encoder, NTXent(0.2), batch.parts(2), known, noise, autocast, lambda loss: loss)
+    found = {name: p.grad.clone() for name, p in encoder.named_parameters() if p.grad is not None}
+    encoder.zero_grad()
+    parts = []
+    for part, (tokens, lengths) in enumerate(batch.parts(2)):  # all of them alive at once
+        with seeded(3, 7, part), autocast():
+            parts.append(encoder(tokens, lengths))
+    expected = NTXent(0.2).loss(torch.cat(parts), known)
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    for name, parameter in encoder.named_parameters():
+        if parameter.grad is not None:
+            assert torch.allclose(found[name], parameter.grad, atol=1e-5 * float(parameter.grad.norm()) + 1e-7), name
+
+
+def test_a_weight_changed_between_the_passes_and_a_second_backward_pass_are_refused(small: Path) -> None:
+    encoder = load_encoder(small).train()
+    assert use_kernels(encoder, "fp32") == ""
+    batch = pack(encoder.tokenizer.tokenize(SENTENCES, 40))
+    states = encoder.states(*batch)
+    states.sum().backward()
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        states.sum().backward()
+    states = encoder.states(*batch)
+    model: Any = encoder.model
+    with torch.no_grad():
+        model.encoder.layer[0].output.dense.weight.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        states.sum().backward()
+
+
+def test_memory_of_inference_mode_can_be_trained_in(small: Path) -> None:
+    encoder = load_encoder(small).train()
+    assert use_kernels(encoder, "fp32") == ""
+    batch = pack(encoder.tokenizer.tokenize(SENTENCES, 40))
+    encoder.stack.pool._free.clear()  # type: ignore[union-attr]
+    with torch.inference_mode():
+        encoder.states(*batch)
+    encoder.states(*batch).sum().backward()
+
+
+def held(encoder: Encoder) -> list[int]:
+    """Return the bytes of each set of buffers that is free."""
+    assert encoder.stack is not None
+    return [sum(t.numel() * t.element_size() for t in b._held.values()) for b in encoder.stack.pool._free]
+
+
+def test_memory_is_used_again_and_is_linear_in_the_tokens(small: Path) -> None:
+    encoder = load_encoder(small).train()
+    assert use_kernels(encoder, "fp32") == ""
+    encoder.stack.pool._free.clear()  # type: ignore[union-attr]
+    token = encoder.tokenizer.tokenize(["a"], 3)[0][1]
+    sizes = {}
+    for length in (8, 32, 64):
+        tokens, lengths = pack([[token] * length] * (64 // length))
+        encoder.stack.pool._free.clear()  # type: ignore[union-attr]
+        for _ in range(3):
+            encoder.states(tokens, lengths).sum().backward()
+            with torch.no_grad():
+                encoder.states(tokens, lengths)
+        assert len(held(encoder)) == 1
+        sizes[length] = held(encoder)[0]
+    assert sizes[64] < 1.5 * sizes[8]
+    first, second = encoder.states(tokens, lengths), encoder.states(tokens, lengths)  # both alive
+    assert held(encoder) == []
+    del first, second
+    assert len(held(encoder)) == 2

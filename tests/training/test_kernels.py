@@ -1,0 +1,102 @@
+"""Runs whose encoder is computed by compiled kernels."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.utils import is_bf16_available
+
+from simcse_train.encoders.compiled.build import CannotCompile
+from simcse_train.encoders.compiled.library import library
+from simcse_train.errors import Stopped, TrainingError
+from simcse_train.objectives.registry import OBJECTIVES
+from simcse_train.runs.checkpoint import State, load_state
+from simcse_train.runs.folder import checkpoints
+from simcse_train.training.start import resume, train
+from tests.training.test_loop import bits, interrupted_at, metrics, settings
+
+
+@pytest.fixture(autouse=True)
+def compiler(own_cache: None) -> None:
+    try:
+        library()
+    except CannotCompile as error:
+        pytest.skip(f"no kernels here: {error}")
+
+
+def last_state(run: Path) -> State:
+    return load_state(checkpoints(run)[-1])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_a_resumed_run_ends_with_the_same_bits_and_another_path_with_others(
+    text: Path, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, pooling: str
+) -> None:
+    if precision == "bf16" and not is_bf16_available(True):
+        pytest.skip("no bfloat16 here")
+    common = {"max_steps": 7, "precision": precision, "pooling": pooling, "weight_decay": 0.1, "micro_batch_size": 5}
+    whole = train(settings(text, small, tmp_path / "whole", **common)).folder
+    assert last_state(whole).versions["kernels"] == f"{library().name} on {torch.get_num_threads()} threads"
+    with monkeypatch.context() as patch:
+        interrupted_at(patch, 3)
+        with pytest.raises(Stopped):
+            train(settings(text, small, tmp_path / "stopped", **common))
+    assert bits(resume(tmp_path / "stopped").folder / "encoder") == bits(whole / "encoder")
+    off = train(settings(text, small, tmp_path / "off", **common, kernels="off")).folder
+    assert last_state(off).versions["kernels"] == "off"
+    assert bits(off / "encoder") != bits(whole / "encoder")
+    losses = [[line["loss"] for line in metrics(run) if "loss" in line] for run in (whole, off)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.5)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_trains(objective: str, text: Path, small: Path, tmp_path: Path) -> None:
+    run = train(settings(text, small, tmp_path / "run", max_steps=2, objective=objective)).folder
+    assert last_state(run).versions["kernels"] != "off"
+
+
+def test_a_loss_that_is_not_finite_is_found(text: Path, small: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="not finite"):
+        train(settings(text, small, tmp_path / "run", max_steps=4, learning_rate=1e20))
+
+
+def test_a_run_goes_on_with_the_path_it_was_started_with_or_says_that_it_cannot(
+    text: Path, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    common = {"max_steps": 4, "save_every": 2, "keep": 3}
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    library.cache_clear()
+    without = train(settings(text, small, tmp_path / "without", **common)).folder
+    assert caplog.text.count("Training without compiled kernels: there is no C++ compiler") == 1
+    assert last_state(without).versions["kernels"] == "off"
+    monkeypatch.undo()
+    library.cache_clear()
+    caplog.clear()
+    resume(checkpoints(without)[0])  # now there is a compiler
+    assert last_state(without).versions["kernels"] == "off"
+    assert "last bits" not in caplog.text
+
+    with_kernels = train(settings(text, small, tmp_path / "with", **common)).folder
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    library.cache_clear()
+    resume(checkpoints(with_kernels)[0])
+    assert "kernels" in caplog.text and "now off: the result may differ in its last bits" in caplog.text
+    monkeypatch.undo()
+    library.cache_clear()
+
+
+def test_a_checkpoint_of_a_version_without_kernels_resumes_without_them(
+    text: Path, small: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = train(settings(text, small, tmp_path / "run", max_steps=2, kernels="off")).folder
+    state = json.loads((checkpoints(run)[-1] / "state.json").read_text())
+    del state["settings"]["kernels"], state["versions"]["kernels"]
+    assert State(**state).config().kernels == "off"
