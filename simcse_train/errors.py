@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from simcse_train.launcher import command
+
 
 class InputError(Exception):
     """A file, a setting or an argument cannot be used; the message names it and says what to do (exit status 2)."""
@@ -21,7 +23,7 @@ class Stopped(Exception):
     """A signal stopped the run after its state was saved (exit status 128 plus the signal's number)."""
 
     def __init__(self, signal_number: int, run: Path) -> None:
-        super().__init__(f"Stopped. To continue: simcse-train --resume {run}")
+        super().__init__(f"Stopped. To continue: {command()} --resume {run}")
         self.signal_number = signal_number
 
 

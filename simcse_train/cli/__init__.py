@@ -19,6 +19,7 @@ from typing import Annotated, Any, NoReturn, Union, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
+from simcse_train import launcher
 from simcse_train.cli import compare, encoders, runs, texts  # noqa: F401 (their commands register themselves)
 from simcse_train.cli.app import app, quiet
 from simcse_train.config import TrainConfig, choices, make_config, option, read_settings
@@ -78,7 +79,8 @@ def train_command(
     except KeyboardInterrupt as error:  # typer would turn it into a silent 130, whatever the signal
         number = getattr(error, "signal_number", signal.SIGINT)
         _exit(
-            "Stopped at once. If a checkpoint was saved before, this continues from it: simcse-train --resume RUN",
+            "Stopped at once. If a checkpoint was saved before, this continues from it: "
+            f"{launcher.command()} --resume RUN",
             SIGNALLED + number,
         )
 
@@ -141,7 +143,8 @@ def main() -> NoReturn:
         os.environ.setdefault(name, value)
     logger = logging.getLogger("simcse_train")
     logger.setLevel(logging.INFO)
-    logger.handlers = [_Screen()]
+    # Of several processes one prints; the first on each machine says why they ended.
+    logger.handlers = [_Screen() if launcher.rank() == 0 else logging.NullHandler()]
     try:
         sys.exit(app(standalone_mode=False) or DONE)
     except (typer.Abort, KeyboardInterrupt):
@@ -160,5 +163,6 @@ def main() -> NoReturn:
 
 
 def _exit(message: str, status: int) -> NoReturn:
-    typer.echo(message, err=True)
+    if launcher.local_rank() == 0:
+        typer.echo(message, err=True)
     sys.exit(status)

@@ -25,6 +25,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from simcse_train import distributed
 from simcse_train.data.files import open_file
 from simcse_train.data.source import Source, named
 from simcse_train.data.texts import read_texts
@@ -153,7 +154,14 @@ def _write_sentences(
     sizes = [stamp(Path(source.name))[0] for source in sources]
     with (
         pa.ipc.new_stream(str(target), SCHEMA) as writer,
-        tqdm(total=sum(sizes), desc="tokenise", unit="B", unit_scale=True, leave=False) as bar,
+        tqdm(
+            total=sum(sizes),
+            desc="tokenise",
+            unit="B",
+            unit_scale=True,
+            leave=False,
+            disable=not distributed.is_main(),
+        ) as bar,
     ):
         for place, (source, size) in enumerate(zip(sources, sizes, strict=True)):
             with open_file(Path(source.name)) as raw:

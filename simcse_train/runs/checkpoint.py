@@ -54,6 +54,7 @@ class State:
     pairs: str | None = None  # fingerprint of the labelled pairs
     without_improvement: int = 0  # evaluations in a row
     training_pairs: str | None = None  # fingerprint of the pairs that are trained on
+    processes: int = 1  # that trained together
 
     def config(self) -> TrainConfig:
         """Return the settings of the run; raises `InputError` if this version does not know one of them."""

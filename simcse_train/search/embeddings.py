@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm.auto import tqdm
 
+from simcse_train import distributed
 from simcse_train.data.cache import cache_folder
 from simcse_train.encoders.encoder import Encoder
 from simcse_train.encoders.packing import pack
@@ -69,7 +70,8 @@ def cached_embeddings(
     """
 
     def write(out: NDArray[np.float16]) -> None:
-        with tqdm(total=len(numbers), desc="embed", unit="sentence", leave=False, disable=None) as bar:
+        silent = None if distributed.is_main() else True
+        with tqdm(total=len(numbers), desc="embed", unit="sentence", leave=False, disable=silent) as bar:
             for start in range(0, len(numbers), CHUNK):
                 rows = tokens(numbers[start : start + CHUNK])
                 out[start : start + CHUNK] = embed_rows(encoder, rows, autocast).cpu().numpy()

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import transformers
 
+from simcse_train import distributed, launcher
 from simcse_train.config import STARTER, TrainConfig, choices, make_config, option
 from simcse_train.data.batches import Batches, held_out_sentences
 from simcse_train.data.corpus import Corpus
@@ -66,7 +67,10 @@ def resolve(config: TrainConfig, encoder: Encoder, run: Path) -> TrainConfig:
             f"{encoder.tokenizer.special_tokens + 8}."
         )
     device = find_device(config.device)
-    data = [str(keep_standard_input(run).resolve()) if entry == "-" else _absolute(entry) for entry in config.data]
+    data = [
+        distributed.from_main(lambda: str(keep_standard_input(run).resolve())) if entry == "-" else _absolute(entry)
+        for entry in config.data
+    ]
     is_folder = config.model != STARTER and Path(config.model).expanduser().exists()
     return config.model_copy(
         update={
@@ -130,10 +134,15 @@ def find_device(wanted: str) -> str:
     """Return the device to use; raises `InputError` if this machine does not have it."""
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if wanted == "auto":
-        return next(name for name in ("cuda", "mps", "cpu") if available[name])
+        wanted = next(name for name in ("cuda", "mps", "cpu") if available[name])
     if not available[wanted]:
         raise InputError(
             f"--device {wanted} is not available. Available: {', '.join(n for n, there in available.items() if there)}."
+        )
+    if wanted == "cuda" and launcher.local_processes() > torch.cuda.device_count():
+        raise InputError(
+            f"{launcher.local_processes()} processes were started on a machine with {torch.cuda.device_count()} GPUs. "
+            "Start at most one process for each GPU (--nproc-per-node), or use --device cpu."
         )
     return wanted
 
