@@ -23,7 +23,7 @@ from typing import Any, NoReturn, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import PrefixStore, Store
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from simcse_train import launcher
@@ -150,6 +150,17 @@ def from_main(function: Callable[[], T]) -> T:
         dist.broadcast_object_list(text, src=0)
     value: T = json.loads(text[0])
     return value
+
+
+def shares(count: int) -> list[tuple[int, int]]:
+    """Return the first and the end of each process's share of so many things, evenly and in order."""
+    size = world_size()
+    return [(number * count // size, (number + 1) * count // size) for number in range(size)]
+
+
+def gather_shares(rows: Tensor, count: int) -> Tensor:
+    """Return the rows (count, width) of which each process has its share."""
+    return gather_rows(rows, [end - first for first, end in shares(count)])
 
 
 def gather_rows(rows: Tensor, counts: Sequence[int]) -> Tensor:

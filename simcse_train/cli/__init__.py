@@ -55,6 +55,8 @@ def train_command(
     simcse-train --data corpus.txt trains; the commands below use what was trained.
     """
     if context.invoked_subcommand is not None:
+        if launcher.rank() > 0 and context.invoked_subcommand != "encode":
+            raise typer.Exit(DONE)  # of several processes one does what several cannot share
         return
     if version:
         typer.echo(f"simcse-train {__version__}")

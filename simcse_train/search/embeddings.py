@@ -53,6 +53,12 @@ def embed_rows(encoder: Encoder, rows: Sequence[Sequence[int]], autocast: Autoca
     return found
 
 
+def embed_rows_together(encoder: Encoder, rows: Sequence[Sequence[int]], autocast: Autocast) -> Tensor:
+    """Return what `embed_rows` does; every process is given the same rows and computes its share of them."""
+    first, end = distributed.shares(len(rows))[distributed.rank()]
+    return distributed.gather_shares(embed_rows(encoder, rows[first:end], autocast), len(rows))
+
+
 def cached_embeddings(
     encoder: Encoder,
     tokens: Tokens,

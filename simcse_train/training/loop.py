@@ -22,6 +22,7 @@ from simcse_train import distributed
 from simcse_train.config import TrainConfig
 from simcse_train.data.batches import Batch
 from simcse_train.data.corpus import Corpus
+from simcse_train.data.order import LATEST
 from simcse_train.data.pairs import Pair, fingerprint
 from simcse_train.data.training_pairs import TrainingPairs
 from simcse_train.encoders.encoder import Encoder
@@ -53,6 +54,7 @@ class Trainer:
         corpus: Corpus | None,
         training_pairs: TrainingPairs | None,
         pairs: list[Pair] | None,
+        order_version: int = LATEST,
     ) -> None:
         self.run, self.config, self.corpus, self.pairs = run, config, corpus, pairs
         self.training_pairs = training_pairs
@@ -66,7 +68,7 @@ class Trainer:
         self.paired_objective = InfoNCE(config.temperature)  # with hard negatives (Gao, Yao & Chen 2021, equation 5)
         self.adamw = make_optimizer(encoder, config)
         self.optimizer = self.accelerator.prepare(self.adamw)  # skips a step that overflows in float16
-        self.batches = make_batches(config, encoder, corpus, training_pairs)
+        self.batches = make_batches(config, encoder, corpus, training_pairs, order_version)
         named = f"{corpus and corpus.fingerprint} {training_pairs and training_pairs.fingerprint}"
         self.teachers = Teachers(run, config, encoder, self.batches, named, self.objective, self.accelerator.autocast)
         self.total = config.max_steps or (config.epochs or 1) * self.batches.per_epoch
@@ -168,6 +170,7 @@ class Trainer:
             pairs=fingerprint(self.pairs),
             training_pairs=self.training_pairs.fingerprint if self.training_pairs is not None else None,
             processes=distributed.world_size(),
+            order=self.batches.order_version,
         )
 
     def restore(self, checkpoint: Path, state: State) -> None:

@@ -15,6 +15,7 @@ from simcse_train import distributed, launcher
 from simcse_train.config import STARTER, TrainConfig, choices, make_config, option
 from simcse_train.data.batches import Batches, held_out_sentences
 from simcse_train.data.corpus import Corpus
+from simcse_train.data.order import LATEST
 from simcse_train.data.training_pairs import TrainingPairs
 from simcse_train.data.views import Repetition
 from simcse_train.encoders.encoder import Encoder, dropout_settings
@@ -111,7 +112,11 @@ def choose_epochs(config: TrainConfig, batches: Batches) -> TrainConfig:
 
 
 def make_batches(
-    config: TrainConfig, encoder: Encoder, corpus: Corpus | None, training_pairs: TrainingPairs | None
+    config: TrainConfig,
+    encoder: Encoder,
+    corpus: Corpus | None,
+    training_pairs: TrainingPairs | None,
+    order_version: int = LATEST,
 ) -> Batches:
     """Return the batches of a run over a text, training pairs, or both."""
     tokenizer = encoder.tokenizer
@@ -123,6 +128,7 @@ def make_batches(
         encoder.device,
         training_pairs,
         Repetition(tokenizer.opening, tokenizer.closing, config.max_length) if config.view == "repetition" else None,
+        order_version=order_version,
     )
 
 

@@ -12,10 +12,8 @@ from typing import Any
 from simcse_train import distributed, launcher
 from simcse_train.config import STARTER, TrainConfig, config_yaml, make_config, read_settings
 from simcse_train.data.batches import Batches
-from simcse_train.data.corpus import Corpus, open_corpus
-from simcse_train.data.files import find_files, one_file
-from simcse_train.data.pairs import Pair, fingerprint, read_pairs
-from simcse_train.data.training_pairs import TrainingPairs, open_training_pairs
+from simcse_train.data.files import find_files
+from simcse_train.data.pairs import fingerprint
 from simcse_train.encoders.encoder import Encoder
 from simcse_train.encoders.head import projection_head
 from simcse_train.encoders.loading import load_encoder
@@ -55,6 +53,7 @@ from simcse_train.training.plan import (
 )
 from simcse_train.training.stopping import StopRequests
 from simcse_train.training.teachers import needs_start
+from simcse_train.training.texts import labelled_pairs, open_texts
 
 logger = logging.getLogger(__name__)
 
@@ -162,7 +161,7 @@ def _new_trainer(run: Path, config: TrainConfig, encoder: Encoder | None = None)
     find_files(entry for entry in config.data if entry != "-")
     if config.pairs and not Path(config.pairs).is_file():
         raise InputError(f"--pairs {config.pairs}: there is no such file. Check the path.")
-    pairs = _labelled_pairs(config)
+    pairs = labelled_pairs(config)
     encoder = encoder or load_encoder(config.model, pooling=config.pooling, dropout=config.dropout)
     if config.model == STARTER:
         logger.info(
@@ -176,7 +175,7 @@ def _new_trainer(run: Path, config: TrainConfig, encoder: Encoder | None = None)
     if config.projection == "on":
         spread = getattr(encoder.model.config, "initializer_range", None) or 0.02  # XLM has none
         encoder.head = projection_head(encoder.hidden_size, seed=config.seed, initializer_range=spread)
-    corpus, training_pairs = _open_texts(config, encoder)
+    corpus, training_pairs = open_texts(config, encoder)
     batches = make_batches(config, encoder, corpus, training_pairs)
     config = choose_epochs(config, batches)
     if config.objective == "auto":
@@ -207,7 +206,7 @@ def _resumed_trainer(run: Path, checkpoint: Path, changes: Mapping[str, Any]) ->
     state = load_state(checkpoint)
     config = changed(state.config(), changes)
     find_device(config.device)
-    pairs = _labelled_pairs(config)
+    pairs = labelled_pairs(config)
     if distributed.is_main() and state.pairs is not None and fingerprint(pairs) != state.pairs:
         raise InputError(
             f"--eval {config.eval} does not hold the labelled pairs of the run: its content has changed, and scores "
@@ -216,14 +215,14 @@ def _resumed_trainer(run: Path, checkpoint: Path, changes: Mapping[str, Any]) ->
     encoder = load_checkpoint_encoder(checkpoint, config)
     if distributed.is_main():
         check_disk(encoder, config, run)
-    corpus, training_pairs = _open_texts(config, encoder, expected=state.corpus)
+    corpus, training_pairs = open_texts(config, encoder, expected=state.corpus)
     if training_pairs is not None and training_pairs.fingerprint != state.training_pairs:
         raise InputError(
             f"--pairs {config.pairs} does not hold the pairs that the run was trained on: its content has changed. "
             "Restore the old pairs, or start a new run from the encoder with --model."
         )
     require_equal_data(config, encoder, corpus, training_pairs)
-    trainer = Trainer(run, config, encoder, corpus, training_pairs, pairs)
+    trainer = Trainer(run, config, encoder, corpus, training_pairs, pairs, state.order)
     trainer.restore(checkpoint, state)
     _announce(trainer)
     if distributed.is_main():
@@ -244,35 +243,6 @@ def _resumed_trainer(run: Path, checkpoint: Path, changes: Mapping[str, Any]) ->
     if later:
         logger.warning(f"Checkpoints after it, up to {later[-1].name}, will be deleted when the next one is saved.")
     return trainer
-
-
-def _open_texts(
-    config: TrainConfig, encoder: Encoder, expected: str | None = None
-) -> tuple[Corpus | None, TrainingPairs | None]:
-    """Return the text and the training pairs that the settings name; `expected` is the text's fingerprint."""
-    pairs = open_training_pairs(Path(config.pairs), encoder.tokenizer, config.max_length) if config.pairs else None
-    if not config.data:
-        return None, pairs
-    with distributed.first_on_each_machine():  # the others find the tokenised text in the cache
-        corpus = open_corpus(
-            config.data,
-            config.text_column,
-            encoder.tokenizer,
-            config.max_length,
-            expected=expected,
-            encoding=config.encoding,
-        )
-    return corpus, pairs
-
-
-def _labelled_pairs(config: TrainConfig) -> list[Pair] | None:
-    if config.eval is None or not distributed.is_main():  # which alone measures
-        return None
-    if not Path(config.eval).is_file():
-        raise InputError(
-            f"--eval {config.eval}: there is no such file. Check the path; a resumed run may be given the new place."
-        )
-    return read_pairs(one_file(Path(config.eval), "--eval"), "--eval")
 
 
 def _announce(trainer: Trainer) -> None:

@@ -66,7 +66,8 @@ def forward_backward(
     with torch.no_grad():
         embedded = [embed(piece) for piece in own[:-1]]
     embedded += [embed(piece) for piece in own[-1:]]  # with its graph
-    mine = [piece.detach() for piece in embedded] or [torch.zeros(0, encoder.hidden_size, device=encoder.device)]
+    nothing = torch.zeros(0, encoder.hidden_size, device=encoder.device).float()  # as an encoder's embeddings are
+    mine = [piece.detach() for piece in embedded] or [nothing]
     counts = [sum(piece.rows.stop - piece.rows.start for piece in of_process) for of_process in pieces]
     embeddings = distributed.gather_rows(torch.cat(mine), counts).requires_grad_()  # (N * V, hidden)
     loss = objective.loss(embeddings, rows)
