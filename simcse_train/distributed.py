@@ -254,10 +254,12 @@ def _raise_reason(advice: Callable[[], str]) -> NoReturn:
         if kind is None:
             raise TrainingError(f"{where} failed ({words['kind']}: {words['text']}).")
         raise kind(words["text"] if words["rank"] == 0 else f"{where}: {words['text']}")
+    if not _members:
+        raise TrainingError(f"A process ended before all were connected. {advice()}")
     # Of another machine only the connection is known.
     host = _members[rank()][0]
     gone = dead or [number for number, (other, _) in enumerate(_members) if other != host]
-    raise TrainingError(f"{_named(gone)} ended without a word: killed, or its machine is gone. {advice()}".strip())
+    raise TrainingError(f"{_named(gone)} ended without a word: killed, or its machine is gone. {advice()}")
 
 
 def _dead() -> list[int]:

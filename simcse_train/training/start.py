@@ -115,7 +115,9 @@ def _resume(path: Path, changes: Mapping[str, Any]) -> Run:
         if is_new:
             logger.info(f"{run} was stopped before its first checkpoint: starting from the beginning.")
             settings = read_settings(run / CONFIG) | {"output": str(run)}
-            trainer = _new_trainer(run, changed(make_config(settings, source=str(run / CONFIG)), changes))
+            config = changed(make_config(settings, source=str(run / CONFIG)), changes)
+            require_equal_settings(config)
+            trainer = _new_trainer(run, config)
             if distributed.is_main():
                 (run / METRICS).unlink(missing_ok=True)
         else:
@@ -153,7 +155,9 @@ def _where_to_continue(path: Path, run: Path) -> tuple[bool, str]:
 
 
 def _how_to_continue(run: Path | None) -> str:
-    return f"To continue: {launcher.command()} --resume {run}" if run is not None else "Start it again."
+    # The main process removes the folder of a run that never began.
+    begun = run is not None and (run.exists() or not distributed.is_main())
+    return f"To continue: {launcher.command()} --resume {run}" if begun else "Start the run again."
 
 
 def _new_trainer(run: Path, config: TrainConfig, encoder: Encoder | None = None) -> Trainer:
@@ -205,6 +209,7 @@ def _with_chosen_objective(config: TrainConfig, encoder: Encoder, batches: Batch
 def _resumed_trainer(run: Path, checkpoint: Path, changes: Mapping[str, Any]) -> Trainer:
     state = load_state(checkpoint)
     config = changed(state.config(), changes)
+    require_equal_settings(config)
     find_device(config.device)
     pairs = labelled_pairs(config)
     if distributed.is_main() and state.pairs is not None and fingerprint(pairs) != state.pairs:

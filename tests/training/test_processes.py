@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from accelerate.utils import is_bf16_available
 from safetensors.torch import load_file
@@ -168,7 +170,40 @@ def test_torchrun_starts_a_killed_run_again_from_its_last_checkpoint(text: Path,
 
 
 def _kill_one_worker(launcher: int) -> None:
-    import psutil
-
     workers = [child for child in psutil.Process(launcher).children() if child.environ().get("RANK") == "1"]
     workers[0].kill()
+
+
+@pytest.mark.slow
+def test_of_two_machines_one_is_lost_and_both_continue(text: Path, tiny: Path, tmp_path: Path) -> None:
+    """Two launchers on one machine stand for two machines."""
+
+    def start(*arguments: str) -> list[subprocess.Popen[bytes]]:
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            endpoint = f"localhost:{free.getsockname()[1]}"
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
+        torchrun += ["--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-id", "test", "-m", "simcse_train"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+        started = []
+        for machine in range(2):
+            with (tmp_path / f"{machine}.txt").open("a") as screen:
+                command = [*torchrun, *arguments]
+                started.append(subprocess.Popen(command, env=environment, stdout=screen, stderr=screen))
+        return started
+
+    whole, lost = tmp_path / "whole", tmp_path / "lost"
+    assert [one.wait(300) for one in start(*options(text, tiny, whole, max_steps=200))] == [0, 0]
+    machines = start(*options(text, tiny, lost, max_steps=200))
+    while not checkpoint_path(lost, 5).exists():
+        assert all(one.poll() is None for one in machines)
+        time.sleep(0.02)
+    (worker,) = psutil.Process(machines[1].pid).children()
+    machines[1].kill()
+    worker.kill()
+    assert machines[0].wait(60) == 1
+    survivor = (tmp_path / "0.txt").read_text() + (tmp_path / "1.txt").read_text()
+    assert "of 2 (on " in survivor
+    assert f"--resume {lost}" in survivor
+    assert [one.wait(300) for one in start("--resume", str(lost))] == [0, 0]
+    assert bits(lost, 200) == bits(whole, 200)
