@@ -27,7 +27,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from simcse_train import launcher
-from simcse_train.errors import InputError, Interrupted, SaveError, Stopped, TrainingError
+from simcse_train.errors import InputError, Interrupted, ProcessLost, SaveError, Stopped, TrainingError
 
 FOREVER = timedelta(days=365)
 BUCKET = 2**23  # values that are summed in one message; the next are collected meanwhile
@@ -39,7 +39,7 @@ SILENT = logging.CRITICAL + 1
 T = TypeVar("T")
 
 
-class ProcessLost(Exception):
+class Disconnected(Exception):
     """The connection to another process broke; `connected` turns it into the reason."""
 
 
@@ -68,7 +68,7 @@ def connected(advice: Callable[[], str]) -> Iterator[None]:
 
     Of the other processes nothing is logged. An error that ends the block on one process ends it on all: the process
     that fails raises it, and the others raise an error of the same kind that names that process. Where a process died
-    without a word they raise `TrainingError`, with the `advice` at its end.
+    without a word they raise `ProcessLost`, with the `advice` at its end.
     """
     global _store
     if launcher.processes() == 1 or world_size() > 1:
@@ -88,7 +88,7 @@ def connected(advice: Callable[[], str]) -> Iterator[None]:
         if number > 0:
             logger.setLevel(SILENT)
         yield
-    except ProcessLost:
+    except Disconnected:
         _raise_reason(advice)
     except Stopped:
         raise
@@ -216,11 +216,11 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 
 @contextlib.contextmanager
 def _lost() -> Iterator[None]:
-    """Raise `ProcessLost` where torch finds that another process is gone."""
+    """Raise `Disconnected` where torch finds that another process is gone."""
     try:
         yield
     except RuntimeError as error:
-        raise ProcessLost(" ".join(str(error).split())) from None
+        raise Disconnected(" ".join(str(error).split())) from None
 
 
 def _leave_last_words(error: BaseException) -> None:
@@ -256,10 +256,11 @@ def _raise_reason(advice: Callable[[], str]) -> NoReturn:
         raise kind(words["text"] if words["rank"] == 0 else f"{where}: {words['text']}")
     if not _members:
         raise TrainingError(f"A process ended before all were connected. {advice()}")
-    # Of another machine only the connection is known.
     host = _members[rank()][0]
-    gone = dead or [number for number, (other, _) in enumerate(_members) if other != host]
-    raise TrainingError(f"{_named(gone)} ended without a word: killed, or its machine is gone. {advice()}")
+    here = [number for number, (other, _) in enumerate(_members) if other == host]
+    gone = dead or sorted({*range(len(_members))} - {*here})  # of another machine only the connection is known
+    message = f"{_named(gone)} ended without a word: killed, or its machine is gone. {advice()}"
+    raise ProcessLost(message, is_first_left=rank() == min({*here} - {*dead}))
 
 
 def _dead() -> list[int]:

@@ -19,6 +19,14 @@ class TrainingError(Exception):
     """The run failed after it had started; checkpoints that were saved before are intact (exit status 1)."""
 
 
+class ProcessLost(TrainingError):
+    """Another of several processes died (exit status 1); `is_first_left` on one of those that are left on a machine."""
+
+    def __init__(self, message: str, *, is_first_left: bool) -> None:
+        super().__init__(message)
+        self.is_first_left = is_first_left
+
+
 class Stopped(Exception):
     """A signal stopped the run after its state was saved (exit status 128 plus the signal's number)."""
 

@@ -73,16 +73,22 @@ def write_gradients(tiny: Path, out: Path) -> None:
     torch.save(found, out / f"{distributed.launcher.rank()}.pt")
 
 
+@pytest.fixture(scope="module")
+def expected(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Gradients]:
+    """The gradients that a single process computes."""
+    folder = tmp_path_factory.mktemp("one")
+    assert run(1, write_gradients, tiny, folder) == [0]
+    found: dict[str, Gradients] = torch.load(folder / "0.pt")
+    return found
+
+
 @pytest.mark.parametrize("processes", [2, 4])
-def test_the_gathered_gradient_is_that_of_a_single_process(tiny: Path, tmp_path: Path, processes: int) -> None:
-    one, several = tmp_path / "one", tmp_path / "several"
-    one.mkdir()
-    several.mkdir()
-    assert run(1, write_gradients, tiny, one) == [0]
-    assert run(processes, write_gradients, tiny, several) == [0] * processes
-    expected: dict[str, Gradients] = torch.load(one / "0.pt")
+def test_the_gathered_gradient_is_that_of_a_single_process(
+    expected: dict[str, Gradients], tiny: Path, tmp_path: Path, processes: int
+) -> None:
+    assert run(processes, write_gradients, tiny, tmp_path) == [0] * processes
     for rank in range(processes):
-        found: dict[str, Gradients] = torch.load(several / f"{rank}.pt")
+        found: dict[str, Gradients] = torch.load(tmp_path / f"{rank}.pt")
         assert len(found) == len(expected) == 2 * (4 * len(OBJECTIVES) + 1) + 1
         for case, tensors in expected.items():
             assert found[case].keys() == tensors.keys(), case

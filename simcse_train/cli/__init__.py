@@ -23,7 +23,7 @@ from simcse_train import launcher
 from simcse_train.cli import compare, encoders, runs, texts  # noqa: F401 (their commands register themselves)
 from simcse_train.cli.app import app, quiet
 from simcse_train.config import TrainConfig, choices, make_config, option, read_settings
-from simcse_train.errors import InputError, SaveError, Stopped, TrainingError
+from simcse_train.errors import InputError, ProcessLost, SaveError, Stopped, TrainingError
 from simcse_train.version import __version__
 
 DONE, FAILED, WRONG_INPUT, SIGNALLED = 0, 1, 2, 128
@@ -155,6 +155,8 @@ def main() -> NoReturn:
         _exit(str(error), WRONG_INPUT)
     except Stopped as error:
         _exit(str(error), SIGNALLED + error.signal_number)
+    except ProcessLost as error:
+        _exit(str(error), FAILED, speaks=error.is_first_left)
     except (SaveError, TrainingError) as error:
         _exit(str(error), FAILED)
     except Exception as error:
@@ -164,7 +166,8 @@ def main() -> NoReturn:
         raise
 
 
-def _exit(message: str, status: int) -> NoReturn:
-    if launcher.local_rank() == 0:
+def _exit(message: str, status: int, *, speaks: bool | None = None) -> NoReturn:
+    """Print a message and exit; of several processes on a machine the first speaks, unless it is said otherwise."""
+    if launcher.local_rank() == 0 if speaks is None else speaks:
         typer.echo(message, err=True)
     sys.exit(status)

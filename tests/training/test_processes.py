@@ -100,16 +100,19 @@ def test_a_signal_to_any_process_stops_all_and_the_resumed_run_ends_with_the_sam
     assert not list(stopped.rglob("*.partial"))
 
 
+@pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_ends_the_others_and_the_run_goes_on_with_another_number_of_them(
-    text: Path, tiny: Path, tmp_path: Path
+    victim: int, text: Path, tiny: Path, tmp_path: Path
 ) -> None:
     screen, killed = tmp_path / "screen.txt", tmp_path / "killed"
     processes = launch(2, command_line, screen, *options(text, tiny, killed, max_steps=2000))
     wait_for(checkpoint_path(killed, 5), processes)
-    processes[1].kill()
-    assert finish(processes) == [1, -signal.SIGKILL]
+    processes[victim].kill()
+    statuses = finish(processes)
+    assert statuses[victim] == -signal.SIGKILL
+    assert statuses[1 - victim] == 1
     last = screen.read_text().splitlines()[-1]
-    assert last.startswith("Process 1 of 2 (on ")
+    assert last.startswith(f"Process {victim} of 2 (on ")
     assert last.endswith(f"To continue: torchrun --nproc-per-node 2 -m simcse_train --resume {killed}")
     step = int(checkpoints(killed)[-1].name.removeprefix("step-"))
     longer = ["--resume", str(killed)]
