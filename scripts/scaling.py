@@ -45,7 +45,7 @@ class Work:
     row: int  # numbers of one word embedding
     words: float  # different tokens for each sentence of a batch
     hidden: int
-    read: float  # seconds to read a sentence and make it a row of a batch
+    read: float  # processor seconds to read a sentence and make it two rows of a batch
 
 
 def work_of(encoder: Encoder, batches: Batches, batch_size: int) -> Work:
@@ -54,9 +54,9 @@ def work_of(encoder: Encoder, batches: Batches, batch_size: int) -> Work:
     embeddings = table.weight.numel() if table is not None else 0
     total = sum(parameter.numel() for name, parameter in encoder.named_parameters() if "pooler" not in name)
     count = min(20, batches.per_epoch)
-    began = time.perf_counter()
+    began = time.process_time()
     found = [batches.at(step) for step in range(count)]
-    read = (time.perf_counter() - began) / (count * batch_size)
+    read = (time.process_time() - began) / (count * batch_size)
     words = statistics.mean(len(batch.tokens.unique()) / len(batch.sentences) for batch in found)
     return Work(total - embeddings, encoder.token_size, words, encoder.hidden_size, read)
 
@@ -69,14 +69,14 @@ def moved(work: Work, sentences: int, processes: int) -> tuple[float, float]:
 
 
 def loss_seconds(sentences: int, hidden: int) -> float:
-    """Return the seconds of the loss and its gradient for a batch of so many sentences, on this machine."""
+    """Return the processor seconds of the loss and its gradient for a batch of so many sentences, on this machine."""
     embeddings = torch.randn(2 * sentences, hidden, requires_grad=True)
     rows = Rows(2, torch.arange(2 * sentences) // 2)
     times = []
     for _ in range(3):
-        began = time.perf_counter()
+        began = time.process_time()
         NTXent(0.05).loss(embeddings, rows).backward()
-        times.append(time.perf_counter() - began)
+        times.append(time.process_time() - began)
     return min(times)
 
 
