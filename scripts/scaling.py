@@ -89,7 +89,7 @@ def speed(data: Path, model: str, processes: int, batch_size: int, steps: int, f
     command += ["--output", str(run), "--eval-every", "1000000", "--precision", "fp32", "--device", "cpu"]
     subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     speeds = [line["sentences_per_second"] for line in read_metrics(run) if "loss" in line]
-    return statistics.median(speeds[len(speeds) // 4 :])
+    return float(statistics.median(speeds[len(speeds) // 4 :]))
 
 
 def projection(work: Work, per_gpu: int, gpu_speed: float, inside: float, between: float) -> str:

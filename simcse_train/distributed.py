@@ -39,12 +39,13 @@ SILENT = logging.CRITICAL + 1
 T = TypeVar("T")
 
 
-class Disconnected(Exception):
+class Disconnected(TrainingError):
     """The connection to another process broke; `connected` turns it into the reason."""
 
 
 _store: Store | None = None
 _members: list[tuple[str, int]] = []  # host and process id of each process
+_connections = 0  # that this process has made: each has keys of its own
 
 
 def world_size() -> int:
@@ -70,12 +71,13 @@ def connected(advice: Callable[[], str]) -> Iterator[None]:
     that fails raises it, and the others raise an error of the same kind that names that process. Where a process died
     without a word they raise `ProcessLost`, with the `advice` at its end.
     """
-    global _store
+    global _store, _connections
     if launcher.processes() == 1 or world_size() > 1:
         yield
         return
     store, number, size = next(rendezvous("env://", timeout=FOREVER))
-    _store = PrefixStore(f"simcse-train/{launcher.attempt()}", store)
+    _connections += 1
+    _store = PrefixStore(f"simcse-train/{launcher.attempt()}/{_connections}", store)
     # NCCL moves what is on GPUs; what the processes agree on is on the CPU and moved by Gloo.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     if torch.cuda.is_available():
@@ -101,6 +103,7 @@ def connected(advice: Callable[[], str]) -> Iterator[None]:
         logger.setLevel(level)
         dist.destroy_process_group()
         _store = None
+        _members.clear()
 
 
 def wait() -> None:

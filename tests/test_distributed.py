@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from simcse_train import distributed
+from simcse_train import distributed, launcher
 from simcse_train.config import make_config
 from simcse_train.data.batches import Batch, _batch, two_views
 from simcse_train.encoders.encoder import Encoder
@@ -47,7 +47,7 @@ def gradients(encoder: Encoder, objective: Objective, batch: Batch, size: int | 
 
 def cases(tiny: Path) -> dict[str, Gradients]:
     """Return the gradients of each objective, batch and way to divide it, in float64."""
-    torch.Tensor.float = torch.Tensor.double  # type: ignore[assignment,method-assign]
+    torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]
     found: dict[str, Gradients] = {}
     for pooling in ("cls", "mean"):
         encoder = load_encoder(tiny, pooling=pooling)
@@ -70,7 +70,7 @@ def cases(tiny: Path) -> dict[str, Gradients]:
 def write_gradients(tiny: Path, out: Path) -> None:
     with distributed.connected(str):
         found = cases(tiny)
-    torch.save(found, out / f"{distributed.launcher.rank()}.pt")
+    torch.save(found, out / f"{launcher.rank()}.pt")
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +162,7 @@ def fail_in_one(out: Path, kind: Any) -> None:
                 raise kind("What is wrong.")
             distributed.wait()
     except Exception as error:
-        (out / f"{distributed.launcher.rank()}").write_text(f"{type(error).__name__}: {error}")
+        (out / f"{launcher.rank()}").write_text(f"{type(error).__name__}: {error}")
 
 
 @pytest.mark.parametrize(("kind", "name"), [(InputError, "InputError"), (ValueError, "TrainingError")])

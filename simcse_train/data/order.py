@@ -43,7 +43,7 @@ def epoch_order(items: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
 def permuted(positions: NDArray[np.int64], items: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
     """Return the items (positions,) that stand at these positions of a long list in an epoch."""
     bits = max(2, (items - 1).bit_length())
-    keys = np.random.SeedSequence([seed, epoch]).generate_state(ROUNDS, np.uint64)
+    keys = np.random.SeedSequence([seed, epoch]).generate_state(ROUNDS, np.uint64).astype(np.uint64)
     found = _scrambled(positions.astype(np.uint64), bits, keys)
     # A value beyond the items is scrambled again until it is one of them, which keeps different values different.
     while (beyond := found >= items).any():

@@ -18,7 +18,7 @@ import pytest
 from accelerate.utils import is_bf16_available
 from safetensors.torch import load_file
 
-from simcse_train import distributed
+from simcse_train import launcher
 from simcse_train.runs.folder import checkpoint_path, checkpoints
 from simcse_train.runs.metrics import read_metrics
 from tests.launch import command_line, finish, launch, run
@@ -33,7 +33,14 @@ RUNS: dict[str, dict[str, Any]] = {
 
 
 def options(text: Path, model: Path, output: Path, **changes: Any) -> list[str]:
-    base = {"batch_size": 8, "max_length": 16, "learning_rate": 1e-3, "log_every": 1, "save_every": 5, "eval_every": 20}
+    base: dict[str, Any] = {
+        "batch_size": 8,
+        "max_length": 16,
+        "learning_rate": 1e-3,
+        "log_every": 1,
+        "save_every": 5,
+        "eval_every": 20,
+    }
     base |= {"data": text, "model": model, "output": output, "objective": "ntxent", "precision": "fp32"}
     base |= {"device": "cpu", "pooling": "mean", "keep": 99} | changes
     return [word for name, value in base.items() for word in (f"--{name.replace('_', '-')}", str(value))]
@@ -123,7 +130,7 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on_with_another_numbe
 
 
 def given_other_settings(folder: Path, text: Path, tiny: Path, name: str) -> None:
-    rank = distributed.launcher.rank()
+    rank = launcher.rank()
     changes: dict[str, Any] = {}
     if rank == 1:
         if name == "data":
@@ -152,17 +159,17 @@ def test_torchrun_starts_a_killed_run_again_from_its_last_checkpoint(text: Path,
     command = [*torchrun, "-m", "simcse_train", *words[:place], *words[place + 2 :]]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     with (tmp_path / "screen.txt").open("w") as screen:
-        launcher = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=screen, stderr=screen)
+        started = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=screen, stderr=screen)
     try:
         runs: list[Path] = []
         while not runs or not checkpoint_path(runs[0], 5).exists():
-            assert launcher.poll() is None, (tmp_path / "screen.txt").read_text()
+            assert started.poll() is None, (tmp_path / "screen.txt").read_text()
             runs = list((tmp_path / "runs").glob("*"))
             time.sleep(0.02)
-        _kill_one_worker(launcher.pid)
-        assert launcher.wait(300) == 0, (tmp_path / "screen.txt").read_text()
+        _kill_one_worker(started.pid)
+        assert started.wait(300) == 0, (tmp_path / "screen.txt").read_text()
     finally:
-        launcher.kill()
+        started.kill()
     assert [path.name for path in (tmp_path / "runs").iterdir()] == [runs[0].name]
     assert checkpoint_path(runs[0], 40).exists()
     assert "Continuing from " in (tmp_path / "screen.txt").read_text()
@@ -171,8 +178,8 @@ def test_torchrun_starts_a_killed_run_again_from_its_last_checkpoint(text: Path,
     assert json.loads((checkpoint_path(runs[0], 40) / "state.json").read_text())["processes"] == 2
 
 
-def _kill_one_worker(launcher: int) -> None:
-    workers = [child for child in psutil.Process(launcher).children() if child.environ().get("RANK") == "1"]
+def _kill_one_worker(of_launcher: int) -> None:
+    workers = [child for child in psutil.Process(of_launcher).children() if child.environ().get("RANK") == "1"]
     workers[0].kill()
 
 
