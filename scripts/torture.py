@@ -1,13 +1,15 @@
 """Kill a training run again and again, resume it, and compare its end with an undisturbed run, bit by bit.
 
     python scripts/torture.py --kills 100
+    python scripts/torture.py --kills 50 --processes 2
 
 Each life of the run is a process that executes the command line and is ended by SIGKILL: while it starts, between and
 within steps, inside a save, inside the export. An audit hook in that process follows what it does on the disk: it
 tells which phase the run is in, and it slows down every change, so that kills fall between any two of them. The
 package itself is not changed. The undisturbed run is a plain `python -m simcse_train`. The lives are forked from a
 process that has imported the package and done nothing else, which saves the seconds of the imports; the last life has
-no hook. The exit status is 1 if anything was lost.
+no hook. With several processes a random one of them is killed, and the others must end by themselves. The exit status
+is 1 if anything was lost.
 """
 
 from __future__ import annotations
@@ -16,14 +18,18 @@ import json
 import multiprocessing
 import os
 import random
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import torch
@@ -42,6 +48,8 @@ WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 SAVE_EVERY = 2
 SAVES_PER_KILL = 2  # enough for the run to outlive its kills
+SECONDS_TO_END = 60  # for the processes that are left when one was killed; on a busy machine
+SECONDS_ALONE = 2.0  # before they are told to end
 SLOW = 0.004  # seconds before each change to the disk; a save makes about sixty
 
 processes = multiprocessing.get_context("forkserver")
@@ -53,6 +61,7 @@ class Verdict:
     """What happened to a run that was killed again and again."""
 
     precision: str
+    processes: int
     kills: Counter[str] = field(default_factory=Counter)  # by what they interrupted
     half_written: int = 0  # kills that left a temporary file or folder
     before_first: int = 0  # kills before there was a checkpoint
@@ -62,8 +71,9 @@ class Verdict:
 
     def __str__(self) -> str:
         where = ", ".join(f"{count} {phase}" for phase, count in self.kills.most_common())
+        many = f" of one of {self.processes} processes" if self.processes > 1 else ""
         lines = [
-            f"{self.precision}: {self.kills.total()} kills in {self.seconds:.0f} s: {where}; "
+            f"{self.precision}: {self.kills.total()} kills{many} in {self.seconds:.0f} s: {where}; "
             f"{self.half_written} left something half-written, {self.before_first} came before the first checkpoint",
             *(f"{self.precision}: FAILED: {failure}" for failure in self.failures),
         ]
@@ -72,14 +82,25 @@ class Verdict:
         return "\n".join(lines)
 
 
-def torture(folder: Path, precision: str, kills: int, seed: int) -> Verdict:
+def torture(folder: Path, precision: str, kills: int, seed: int, count: int = 1) -> Verdict:
     """Kill one run so many times, let it end, and report what was lost; `folder` is empty."""
-    began, rng, verdict = time.monotonic(), random.Random(seed), Verdict(precision)
+    began, rng, verdict = time.monotonic(), random.Random(seed), Verdict(precision, count)
     options = _options(folder, precision, steps=SAVE_EVERY * SAVES_PER_KILL * kills)
     whole, run, cache = folder / "whole", folder / "run", folder / "cache"
     with (folder / "screen.txt").open("a") as screen:
         # The last of two equal options wins. The test includes that saving does not change what is computed.
-        command = [sys.executable, "-m", "simcse_train", *options, "--output", str(whole), "--save-every", "1000000"]
+        launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(count)] if count > 1 else []
+        command = [
+            sys.executable,
+            *launcher,
+            "-m",
+            "simcse_train",
+            *options,
+            "--output",
+            str(whole),
+            "--save-every",
+            "1000000",
+        ]
         cache_of_whole = str(folder / "cache-of-whole")
         subprocess.run(
             command, env={**os.environ, "XDG_CACHE_HOME": cache_of_whole}, stdout=screen, stderr=screen, check=True
@@ -95,35 +116,82 @@ def torture(folder: Path, precision: str, kills: int, seed: int) -> Verdict:
     while aims:
         arguments = ["--resume", str(run)] if (run / "config.yaml").exists() else [*options, "--output", str(run)]
         phase = processes.RawValue("i", STARTING)
-        life = processes.Process(target=live, args=(arguments, str(folder), phase, SLOW))
-        life.start()
+        lives = start(arguments, folder, count, phase, SLOW)
         skipped = rng.randrange(3) if aims[0] == SAVING else 0
-        _wait(life, phase, aims[0], skipped, lasts)
-        life.join(rng.uniform(0, lasts[aims[0]]))
-        life.kill()
-        life.join()
-        if life.exitcode not in (0, -9):
-            verdict.failures.append(f"a life ended with status {life.exitcode}: {_last_words(folder)}")
+        _wait(lives[0], phase, aims[0], skipped, lasts)
+        victim = rng.choice(lives)
+        victim.join(rng.uniform(0, lasts[aims[0]]))
+        victim.kill()
+        statuses = _end(lives)
+        if (words := _wrong(statuses, lives.index(victim))) is not None:
+            verdict.failures.append(f"{words}: {_last_words(folder)}")
             break
-        if life.exitcode == 0:
+        if victim.exitcode == 0:
             lasts[aims[0]] /= 2  # the run ended before the kill
         else:
             aims.pop(0)
             verdict.kills[PHASES[phase.value]] += 1
             _inspect(run, cache, verdict)
-    last = processes.Process(target=live, args=(["--resume", str(run)], str(folder), processes.RawValue("i"), 0.0))
-    last.start()
-    last.join()
-    if last.exitcode != 0:
-        verdict.failures.append(f"the last life ended with status {last.exitcode}: {_last_words(folder)}")
+    lives = start(["--resume", str(run)], folder, count, processes.RawValue("i"), 0.0)
+    for life in lives:
+        life.join()
+    if any(life.exitcode for life in lives):
+        ends = ", ".join(str(life.exitcode) for life in lives)
+        verdict.failures.append(f"the last life ended with status {ends}: {_last_words(folder)}")
     _compare(whole, run, cache, verdict)
     verdict.seconds = time.monotonic() - began
     return verdict
 
 
-def live(arguments: list[str], folder: str, phase: Any, seconds: float) -> None:
-    """Run the command line as one life of the run: note its phase and wait before every change to the disk."""
-    os.environ["XDG_CACHE_HOME"] = f"{folder}/cache"
+def start(arguments: list[str], folder: Path, count: int, phase: Any, seconds: float) -> list[BaseProcess]:
+    """Start one life of the run, of so many processes; the first is the main one, which alone changes the disk."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    lives: list[BaseProcess] = []
+    for rank in range(count):
+        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
+        names |= {"MASTER_ADDR": "localhost", "OMP_NUM_THREADS": 1}
+        environment = {name: str(value) for name, value in names.items()} if count > 1 else {}
+        slow = seconds if rank == 0 else 0.0
+        lives.append(processes.Process(target=live, args=(arguments, str(folder), phase, slow, environment)))
+        lives[-1].start()
+    return lives
+
+
+def _end(lives: list[BaseProcess]) -> list[int | None]:
+    """Wait for the processes of a life and return their statuses, None for one that had to be killed at last.
+
+    Those that are not yet connected wait for the one that was killed, until they get SIGTERM, as from a launcher.
+    """
+    until = time.monotonic() + SECONDS_TO_END
+    for life in lives:
+        life.join(SECONDS_ALONE)
+        life.terminate()
+    statuses = []
+    for life in lives:
+        life.join(max(0.0, until - time.monotonic()))
+        statuses.append(life.exitcode)
+        life.kill()
+        life.join()
+    return statuses
+
+
+def _wrong(statuses: list[int | None], victim: int) -> str | None:
+    """Return what is wrong with how the processes of a life ended, one of which was killed, or None."""
+    for rank, status in enumerate(statuses):
+        if status is None:
+            return f"process {rank} did not end within {SECONDS_TO_END} s"
+        if status not in ((0, -9) if rank == victim else (0, 1, -15, 143)):
+            return f"process {rank} ended with status {status}"
+    return None
+
+
+def live(
+    arguments: list[str], folder: str, phase: Any, seconds: float, environment: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    """Run the command line as a process of the run: note its phase and wait before every change to the disk."""
+    os.environ.update(environment, XDG_CACHE_HOME=f"{folder}/cache")
     screen = os.open(f"{folder}/screen.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(screen, 1)
     os.dup2(screen, 2)
@@ -253,12 +321,13 @@ def main(
     kills: Annotated[int, typer.Option(help="SIGKILLs for each precision.", min=3)] = 100,
     precisions: Annotated[str, typer.Option(help="fp32, bf16, or both separated by a comma.")] = "fp32,bf16",
     seed: Annotated[int, typer.Option(help="Decides where the kills are aimed.")] = 1,
+    count: Annotated[int, typer.Option("--processes", help="Of the run; a random one is killed.", min=1)] = 1,
 ) -> None:
     """Torture a run in each precision; status 1 if anything was lost."""
     verdicts = []
     for precision in precisions.split(","):
         with tempfile.TemporaryDirectory() as folder:
-            verdicts.append(torture(Path(folder), precision, kills, seed))
+            verdicts.append(torture(Path(folder), precision, kills, seed, count))
             typer.echo(str(verdicts[-1]))
     raise typer.Exit(any(verdict.failures for verdict in verdicts))
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from simcse_train.launcher import command
+
 
 class InputError(Exception):
     """A file, a setting or an argument cannot be used; the message names it and says what to do (exit status 2)."""
@@ -17,11 +19,19 @@ class TrainingError(Exception):
     """The run failed after it had started; checkpoints that were saved before are intact (exit status 1)."""
 
 
+class ProcessLost(TrainingError):
+    """Another of several processes died (exit status 1); `is_first_left` on one of those that are left on a machine."""
+
+    def __init__(self, message: str, *, is_first_left: bool) -> None:
+        super().__init__(message)
+        self.is_first_left = is_first_left
+
+
 class Stopped(Exception):
     """A signal stopped the run after its state was saved (exit status 128 plus the signal's number)."""
 
     def __init__(self, signal_number: int, run: Path) -> None:
-        super().__init__(f"Stopped. To continue: simcse-train --resume {run}")
+        super().__init__(f"Stopped. To continue: {command()} --resume {run}")
         self.signal_number = signal_number
 
 

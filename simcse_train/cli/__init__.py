@@ -19,11 +19,12 @@ from typing import Annotated, Any, NoReturn, Union, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
+from simcse_train import launcher
 from simcse_train.cli import compare, encoders, runs, texts  # noqa: F401 (their commands register themselves)
 from simcse_train.cli.app import app, quiet
 from simcse_train.config import TrainConfig, choices, make_config, option, read_settings
 from simcse_train.data.display import visible
-from simcse_train.errors import InputError, SaveError, Stopped, TrainingError
+from simcse_train.errors import InputError, ProcessLost, SaveError, Stopped, TrainingError
 from simcse_train.version import __version__
 
 DONE, FAILED, WRONG_INPUT, SIGNALLED = 0, 1, 2, 128
@@ -55,6 +56,8 @@ def train_command(
     simcse-train --data corpus.txt trains; the commands below use what was trained.
     """
     if context.invoked_subcommand is not None:
+        if launcher.rank() > 0 and context.invoked_subcommand != "encode":
+            raise typer.Exit(DONE)  # of several processes one does what several cannot share
         return
     if version:
         typer.echo(f"simcse-train {__version__}")
@@ -82,7 +85,8 @@ def train_command(
     except KeyboardInterrupt as error:  # typer would turn it into a silent 130, whatever the signal
         number = getattr(error, "signal_number", signal.SIGINT)
         _exit(
-            "Stopped at once. If a checkpoint was saved before, this continues from it: simcse-train --resume RUN",
+            "Stopped at once. If a checkpoint was saved before, this continues from it: "
+            f"{launcher.command()} --resume RUN",
             SIGNALLED + number,
         )
 
@@ -145,7 +149,8 @@ def main() -> NoReturn:
         os.environ.setdefault(name, value)
     logger = logging.getLogger("simcse_train")
     logger.setLevel(logging.INFO)
-    logger.handlers = [_Screen()]
+    # Of several processes one prints; the first on each machine says why they ended.
+    logger.handlers = [_Screen() if launcher.rank() == 0 else logging.NullHandler()]
     try:
         sys.exit(app(standalone_mode=False) or DONE)
     except (typer.Abort, KeyboardInterrupt):
@@ -154,6 +159,8 @@ def main() -> NoReturn:
         _exit(str(error), WRONG_INPUT)
     except Stopped as error:
         _exit(str(error), SIGNALLED + error.signal_number)
+    except ProcessLost as error:
+        _exit(str(error), FAILED, speaks=error.is_first_left)
     except (SaveError, TrainingError) as error:
         _exit(str(error), FAILED)
     except Exception as error:
@@ -163,6 +170,8 @@ def main() -> NoReturn:
         raise
 
 
-def _exit(message: str, status: int) -> NoReturn:
-    typer.echo(visible(message), err=True)
+def _exit(message: str, status: int, *, speaks: bool | None = None) -> NoReturn:
+    """Print a message and exit; of several processes on a machine the first speaks, unless it is said otherwise."""
+    if launcher.local_rank() == 0 if speaks is None else speaks:
+        typer.echo(visible(message), err=True)
     sys.exit(status)

@@ -68,12 +68,17 @@ def encode_command(
 ) -> None:
     """Write one float32 row per record of a text."""
     quiet()
+    from simcse_train import distributed
     from simcse_train.export.folder import load_saved_encoder
     from simcse_train.search.encode import encode_file
 
-    loaded = load_saved_encoder(encoder, pooling=pooling)
-    rows, width = encode_file(loaded, source, target, text_column=text_column, encoding=encoding, normalized=normalize)
-    typer.echo(f"Wrote {rows:,} rows of {width} to {target}.")
+    with distributed.connected(lambda: "Nothing was written. Run it again."):
+        loaded = load_saved_encoder(encoder, pooling=pooling)
+        rows, width = encode_file(
+            loaded, source, target, text_column=text_column, encoding=encoding, normalized=normalize
+        )
+        if distributed.is_main():
+            typer.echo(f"Wrote {rows:,} rows of {width} to {target}.")
 
 
 @app.command("search")

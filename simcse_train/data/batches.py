@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from simcse_train.data.order import LATEST, Orders
 from simcse_train.data.sentences import Sentences
 from simcse_train.data.training_pairs import TrainingPairs
 from simcse_train.data.views import Repetition, neighbour_of_each
@@ -59,9 +60,10 @@ class Batches:
     pairs: TrainingPairs | None = None
     repetition: Repetition | None = None  # repeats words in second views
     members: NDArray[np.int32] | None = None  # (sentences, K + 1): neighbourhoods that second views are drawn from
+    order_version: int = LATEST
 
     def __post_init__(self) -> None:
-        self._orders: dict[int, tuple[int, NDArray[np.int64]]] = {}  # of as many items: epoch, its order
+        self._orders = Orders(self.seed, self.order_version)
 
     @property
     def sentences(self) -> int:
@@ -69,11 +71,13 @@ class Batches:
         return len(self.text) - len(self.held_out) if self.text is not None else 0
 
     @property
-    def trained(self) -> NDArray[np.int64]:
-        """The numbers of all sentences of the text that are trained on, rising; without a text those of the pairs."""
-        if self.text is None:
-            return np.arange(self.numbered)
-        return skip_held_out(np.arange(self.sentences), self.held_out)
+    def trained(self) -> int:
+        """The number of sentences that are trained on: those of the text, or without a text those of the pairs."""
+        return self.sentences if self.text is not None else self.numbered
+
+    def trained_at(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the numbers of the sentences at these positions among all that are trained on."""
+        return positions if self.text is None else skip_held_out(positions, self.held_out)
 
     @property
     def numbered(self) -> int:
@@ -146,9 +150,7 @@ class Batches:
 
     def _chosen(self, items: int, epoch: int, index: int) -> NDArray[np.int64]:
         """Return the items of the batch with this index among those of an epoch over so many items."""
-        if items not in self._orders or self._orders[items][0] != epoch:
-            self._orders[items] = epoch, epoch_order(items, seed=self.seed, epoch=epoch)
-        return self._orders[items][1][index * self.batch_size : (index + 1) * self.batch_size]
+        return self._orders.items_at(slice(index * self.batch_size, (index + 1) * self.batch_size), items, epoch)
 
     @property
     def _first_paired(self) -> int:
@@ -171,11 +173,6 @@ def held_out_sentences(sentences: int) -> NDArray[np.int64]:
 def batches_per_epoch(sentences: int, batch_size: int) -> int:
     """Return the number of batches in an epoch: a last short one counts if it holds at least two sentences."""
     return sentences // batch_size + (sentences % batch_size >= 2)
-
-
-def epoch_order(sentences: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
-    """Return the order (sentences,) in which an epoch visits the sentences."""
-    return np.random.default_rng([seed, epoch]).permutation(sentences)
 
 
 def skip_held_out(positions: NDArray[np.int64], held_out: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -1,7 +1,7 @@
 """The cache of tokenised text.
 
 A text is read once: every line is decoded, trimmed, hashed and tokenised in a stream, and written to an Arrow file in
-the cache. The next run on the same text with the same tokenizer opens that file and reads nothing else. Memory: eight
+the cache. The next run on the same text with the same tokenizer opens that file and reads nothing else. Memory: two
 bytes a line.
 """
 
@@ -25,7 +25,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from simcse_train import distributed
 from simcse_train.cache import cache_folder
+from simcse_train.data.duplicates import FirstOfEach
 from simcse_train.data.files import open_file
 from simcse_train.data.source import Source, named
 from simcse_train.data.texts import read_texts
@@ -35,6 +37,7 @@ from simcse_train.errors import InputError
 # How much is tokenised and written at once: enough to use every core, little enough that long lines do not fill memory.
 CHUNK_SENTENCES = 4096
 CHUNK_CHARACTERS = 4_000_000
+ROWS_AT_ONCE = 2**20
 SAID = 5  # files of which the screen says how they were understood
 
 SCHEMA = pa.schema({"text": pa.string(), "input_ids": pa.list_(pa.int32())})
@@ -73,12 +76,12 @@ def build(
     try:
         with _claim(partial):
             sources = [named(path, text_column=text_column, encoding=encoding) for path in files]
-            hashes, lines, empty, cut = _write_sentences(sources, tokenizer, max_length, partial / "sentences.arrow")
-            # Of equal sentences the first stays. 64-bit hashes: among 5 million lines the chance of one clash is below
-            # 1e-6.
-            rows = _first_of_each(hashes)
-            np.save(partial / "rows.npy", rows)
-            counts = Counts(lines, empty, len(hashes) - len(rows), int(cut[rows].sum()), len(rows))
+            firsts = FirstOfEach(partial / "hashes")  # of equal sentences the first stays
+            lines, empty, cut = _write_sentences(sources, tokenizer, max_length, partial / "sentences.arrow", firsts)
+            is_first = firsts.find()
+            shutil.rmtree(firsts.folder, ignore_errors=True)
+            sentences = _write_rows(is_first, partial / "rows.npy")
+            counts = Counts(lines, empty, len(is_first) - sentences, int((cut & is_first).sum()), sentences)
             (partial / "counts.json").write_text(json.dumps(asdict(counts)))
             if [stamp(path) for path in files] != before:
                 raise InputError(
@@ -136,20 +139,26 @@ def stamp(path: Path) -> tuple[int, int]:
 
 
 def _write_sentences(
-    sources: list[Source], tokenizer: SentenceTokenizer, max_length: int, target: Path
-) -> tuple[NDArray[np.uint64], int, int, NDArray[np.bool_]]:
-    """Tokenise all files into one Arrow file.
+    sources: list[Source], tokenizer: SentenceTokenizer, max_length: int, target: Path, firsts: FirstOfEach
+) -> tuple[int, int, NDArray[np.bool_]]:
+    """Tokenise all files into one Arrow file, and give the hash of each sentence to `firsts`.
 
-    Returns a hash and a cut mark per sentence, and the counts of lines and of empty ones.
+    Returns the counts of lines and of empty ones, and whether each sentence was cut.
     """
-    hashes: list[NDArray[np.uint64]] = []
     cuts: list[NDArray[np.bool_]] = []
     lines = empty = done = 0
     special = tokenizer.special_tokens
     sizes = [stamp(Path(source.name))[0] for source in sources]
     with (
         pa.ipc.new_stream(str(target), SCHEMA) as writer,
-        tqdm(total=sum(sizes), desc="tokenise", unit="B", unit_scale=True, leave=False) as bar,
+        tqdm(
+            total=sum(sizes),
+            desc="tokenise",
+            unit="B",
+            unit_scale=True,
+            leave=False,
+            disable=not distributed.is_main(),
+        ) as bar,
     ):
         for place, (source, size) in enumerate(zip(sources, sizes, strict=True)):
             with open_file(Path(source.name)) as raw:
@@ -159,7 +168,7 @@ def _write_sentences(
                     # A text of control characters alone has no token: it is as empty as a blank line.
                     full = [i for i, row in enumerate(ids) if len(row) > special]
                     empty += found - len(full)
-                    hashes.append(np.array([_hash(texts[i]) for i in full], dtype=np.uint64))
+                    firsts.add(np.array([_hash(texts[i]) for i in full], dtype=np.uint64))
                     cuts.append(np.array([cut[i] for i in full], dtype=bool))
                     columns = [[texts[i][:MAX_CHARACTERS] for i in full], [ids[i] for i in full]]
                     writer.write_batch(
@@ -169,13 +178,7 @@ def _write_sentences(
                     )
                     bar.update(done + raw.tell() - bar.n)
                 done += size
-    nothing = np.zeros(0)
-    return (
-        np.concatenate([nothing.astype(np.uint64), *hashes]),
-        lines,
-        empty,
-        np.concatenate([nothing.astype(bool), *cuts]),
-    )
+    return lines, empty, np.concatenate([np.zeros(0, dtype=bool), *cuts])
 
 
 def _tokenised(
@@ -201,14 +204,15 @@ def _tokenised(
             yield before.result()
 
 
-def _first_of_each(hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Return where each distinct hash stands first, in that order, in half the memory that `np.unique` takes."""
-    order = np.argsort(hashes, kind="stable")
-    ordered = hashes[order]
-    is_first = np.ones(len(hashes), dtype=bool)
-    is_first[order[1:]] = ordered[1:] != ordered[:-1]
-    del order, ordered  # 80 MB of 5 million lines, before the result takes 40
-    return np.flatnonzero(is_first)
+def _write_rows(is_first: NDArray[np.bool_], target: Path) -> int:
+    """Write where in the Arrow file each distinct sentence stands, as `np.save` does; return how many there are."""
+    count = int(is_first.sum())
+    with target.open("wb") as stream:
+        np.lib.format.write_array_header_1_0(stream, {"descr": "<i8", "fortran_order": False, "shape": (count,)})
+        for start in range(0, len(is_first), ROWS_AT_ONCE):
+            rows = start + np.flatnonzero(is_first[start : start + ROWS_AT_ONCE])
+            stream.write(rows.astype("<i8").tobytes())
+    return count
 
 
 def _chunks(texts: Iterator[str]) -> Iterator[list[str]]:

@@ -55,6 +55,8 @@ class State:
     without_improvement: int = 0  # evaluations in a row
     training_pairs: str | None = None  # fingerprint of the pairs that are trained on
     counts: dict[str, int] | None = None  # of the lines of the text
+    processes: int = 1  # that trained together
+    order: int = 1  # how the order of an epoch is made; 1 for checkpoints that do not say
 
     def config(self) -> TrainConfig:
         """Return the settings of the run; raises `InputError` if this version does not know one of them."""

@@ -8,12 +8,12 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from datetime import datetime
 from pathlib import Path
 
 from simcse_train.config import TrainConfig
 from simcse_train.encoders.saving import ENCODER
 from simcse_train.errors import InputError
+from simcse_train.launcher import command, started_at
 from simcse_train.runs.atomic import PARTIAL, remove_leftovers
 
 CONFIG = "config.yaml"
@@ -46,18 +46,23 @@ def never_saved(run: Path) -> bool:
     return (run / CONFIG).exists() and not checkpoints(run) and not (run / ENCODER).exists()
 
 
+def run_folder(config: TrainConfig) -> Path:
+    """Return the folder that the settings name; by default one that is the same for every attempt of a launcher."""
+    default = Path("runs") / f"{Path(config.model).name}-{started_at():%Y%m%d-%H%M%S}"
+    return Path(config.output).expanduser() if config.output else default
+
+
 def new_run_folder(config: TrainConfig) -> Path:
     """Create the run folder; raises `InputError` if it cannot be created or is in use.
 
     A folder that holds only what a run that never began leaves behind counts as empty.
     """
-    default = Path("runs") / f"{Path(config.model).name}-{datetime.now():%Y%m%d-%H%M%S}"
-    run = Path(config.output).expanduser() if config.output else default
+    run = run_folder(config)
     try:
         if run.exists() and (not run.is_dir() or any(not _is_leftover(path) for path in run.iterdir())):
             what = "already holds a run" if (run / CONFIG).exists() else "is not an empty folder"
             raise InputError(
-                f"--output {run} {what}. Choose another folder, or continue that run: simcse-train --resume {run}."
+                f"--output {run} {what}. Choose another folder, or continue that run: {command()} --resume {run}."
             )
         run.mkdir(parents=True, exist_ok=True)
         (run / LOCK).touch()

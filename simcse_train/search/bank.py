@@ -14,11 +14,16 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from simcse_train.encoders.encoder import Encoder
-from simcse_train.search.embeddings import Autocast, Tokens, cached_embeddings, embed_rows
+from simcse_train.search.embeddings import Autocast, Tokens, cached_embeddings, embed_rows_together
 from simcse_train.search.index import nearest, smoothed
 
 BANK = 16_384
 QUANTILE_SAMPLE = 2048  # sentences whose pairs give the quantile of the cosines
+
+
+def bank_positions(count: int) -> NDArray[np.int64]:
+    """Return the positions, evenly spaced and rising, of the sentences that are in the bank of so many."""
+    return np.linspace(0, count - 1, min(BANK, count), dtype=np.int64)
 
 
 class Bank:
@@ -41,7 +46,7 @@ class Bank:
         kept. The other parameters are those of `cached_embeddings`.
         """
         self._tokens, self._autocast = tokens, autocast
-        self.numbers = numbers[np.linspace(0, len(numbers) - 1, min(BANK, len(numbers)), dtype=np.int64)]
+        self.numbers = numbers[bank_positions(len(numbers))]
         self._encoder = encoder if asked > len(self.numbers) else None
         held = cached_embeddings(encoder, tokens, self.numbers, text, precision=precision, autocast=autocast)
         self.embeddings = normalize(torch.from_numpy(np.array(held)).to(encoder.device).float())  # (bank, hidden)
@@ -65,7 +70,7 @@ class Bank:
         missing = distinct[(places < 0).cpu().numpy() & (distinct >= 0)]
         if len(missing):
             assert self._encoder is not None
-            rows = embed_rows(self._encoder, self._tokens(missing), self._autocast)
+            rows = embed_rows_together(self._encoder, self._tokens(missing), self._autocast)
             found[torch.from_numpy(np.isin(distinct, missing))] = rows
         return found
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm.auto import tqdm
 
+from simcse_train import distributed
 from simcse_train.cache import cache_folder
 from simcse_train.encoders.encoder import Encoder
 from simcse_train.encoders.packing import pack
@@ -52,6 +53,12 @@ def embed_rows(encoder: Encoder, rows: Sequence[Sequence[int]], autocast: Autoca
     return found
 
 
+def embed_rows_together(encoder: Encoder, rows: Sequence[Sequence[int]], autocast: Autocast) -> Tensor:
+    """Return what `embed_rows` does; every process is given the same rows and computes its share of them."""
+    first, end = distributed.shares(len(rows))[distributed.rank()]
+    return distributed.gather_shares(embed_rows(encoder, rows[first:end], autocast), len(rows))
+
+
 def cached_embeddings(
     encoder: Encoder,
     tokens: Tokens,
@@ -69,7 +76,8 @@ def cached_embeddings(
     """
 
     def write(out: NDArray[np.float16]) -> None:
-        with tqdm(total=len(numbers), desc="embed", unit="sentence", leave=False, disable=None) as bar:
+        silent = None if distributed.is_main() else True
+        with tqdm(total=len(numbers), desc="embed", unit="sentence", leave=False, disable=silent) as bar:
             for start in range(0, len(numbers), CHUNK):
                 rows = tokens(numbers[start : start + CHUNK])
                 out[start : start + CHUNK] = embed_rows(encoder, rows, autocast).cpu().numpy()

@@ -1,4 +1,7 @@
-"""Encode the records of a text into a matrix on disk, in memory that does not grow with the text."""
+"""Encode the records of a text into a matrix on disk, in memory that does not grow with the text.
+
+Several processes each read the whole text and encode their share of every chunk; the main process writes.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,11 @@ from typing import BinaryIO
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from simcse_train import distributed
 from simcse_train.data.files import one_file, open_file
 from simcse_train.data.source import named
 from simcse_train.data.texts import read_texts
@@ -42,9 +47,12 @@ def encode_file(
     The ending of `target` decides the format: .npy, .safetensors (one tensor, `embeddings`) or .parquet (the columns
     `text` and `embedding`). An empty record gives a row too, so that row numbers equal record numbers. The file is
     written completely or not at all. Raises `InputError` if the input cannot be read or the output cannot be written.
+    Under `torchrun` or `accelerate launch` all processes call it, and the main process writes.
     """
     if target.suffix not in WRITERS:
         raise InputError(f"OUTPUT {target} must end in {', '.join(WRITERS)}.")
+    if source == "-" and distributed.world_size() > 1:
+        raise InputError("INPUT -: several processes can't share standard input. Give a file, or start one process.")
     path = Path("standard input") if source == "-" else one_file(Path(source), "INPUT")
     partial = target.with_name(f".{target.name}{PARTIAL}")
     try:
@@ -60,23 +68,28 @@ def encode_file(
             if first is None:
                 found = f"has {len(before)} records, all without text" if before else "is empty"
                 raise InputError(f"INPUT {path} {found}: there is nothing to encode.")
+            rows = _encoded(encoder, itertools.chain(before, [first], sentences), normalized)
+            if not distributed.is_main():
+                return sum(len(embeddings) for _, embeddings in rows), encoder.hidden_size
             try:
                 with partial.open("wb") as stream:
-                    rows = _encoded(encoder, itertools.chain(before, [first], sentences), normalized)
                     count = WRITERS[target.suffix](stream, rows, encoder.hidden_size)
                 partial.replace(target)
             except OSError as error:
                 raise InputError(f"OUTPUT {target} can't be written: {error.strerror}. Choose another place.") from None
     finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
+        if distributed.is_main():
+            with contextlib.suppress(OSError):
+                partial.unlink()
     return count, encoder.hidden_size
 
 
 def _encoded(encoder: Encoder, sentences: Iterator[str], normalized: bool) -> Rows:
-    with tqdm(desc="encode", unit="sentence", disable=None) as bar:
-        while chunk := list(itertools.islice(sentences, CHUNK)):
-            yield chunk, encoder.encode(chunk, normalized=normalized)
+    with tqdm(desc="encode", unit="sentence", disable=None if distributed.is_main() else True) as bar:
+        while chunk := list(itertools.islice(sentences, CHUNK * distributed.world_size())):
+            first, end = distributed.shares(len(chunk))[distributed.rank()]
+            mine = torch.from_numpy(encoder.encode(chunk[first:end], normalized=normalized))
+            yield chunk, distributed.gather_shares(mine, len(chunk)).numpy()
             bar.update(len(chunk))
 
 

@@ -2,7 +2,8 @@
 
 Read from top to bottom this is unsupervised SimCSE (Gao, Yao & Chen 2021, section 3): each sentence passes through the
 encoder twice, dropout makes the two embeddings differ, and the loss pulls them together and pushes the other sentences
-of the batch away.
+of the batch away. Several processes run it side by side: each embeds its pieces of every batch, and all take the same
+step (see `step`). The main process alone measures, logs and saves; the others wait for it at the next step.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
+from simcse_train import distributed
 from simcse_train.config import TrainConfig
 from simcse_train.data.batches import Batch
 from simcse_train.data.corpus import Corpus
+from simcse_train.data.order import LATEST
 from simcse_train.data.pairs import Pair, fingerprint
 from simcse_train.data.training_pairs import TrainingPairs
 from simcse_train.encoders.encoder import Encoder
@@ -53,6 +56,7 @@ class Trainer:
         corpus: Corpus | None,
         training_pairs: TrainingPairs | None,
         pairs: list[Pair] | None,
+        order_version: int = LATEST,
     ) -> None:
         self.run, self.config, self.corpus, self.pairs = run, config, corpus, pairs
         self.training_pairs = training_pairs
@@ -67,7 +71,7 @@ class Trainer:
         self.paired_objective = InfoNCE(config.temperature)  # with hard negatives (Gao, Yao & Chen 2021, equation 5)
         self.adamw = make_optimizer(encoder, config)
         self.optimizer = self.accelerator.prepare(self.adamw)  # skips a step that overflows in float16
-        self.batches = make_batches(config, encoder, corpus, training_pairs)
+        self.batches = make_batches(config, encoder, corpus, training_pairs, order_version)
         named = f"{corpus and corpus.fingerprint} {training_pairs and training_pairs.fingerprint}"
         self.teachers = Teachers(run, config, encoder, self.batches, named, self.objective, self.accelerator.autocast)
         self.total = config.max_steps or (config.epochs or 1) * self.batches.per_epoch
@@ -78,26 +82,31 @@ class Trainer:
     def fit(self, stop: StopRequests) -> None:
         """Train from the present step to the last; raises `Stopped` after the step in which a signal came."""
         stop.begun = True
-        if self.step == 0:
+        is_main = distributed.is_main()
+        if self.step == 0 and is_main:
             self.monitor.measure(self.step)
         self.encoder.train()
         self._saved_at = time.monotonic()
         while self.step < self.total:
-            if stop.signal_number:
+            # A signal to any process stops all of them at this step, and what the main process has measured does too.
+            signal_number, is_over = distributed.highest(stop.signal_number or 0, self.monitor.is_out_of_patience)
+            if signal_number:
                 self.save()
                 self.monitor.close()
-                raise Stopped(stop.signal_number, self.run)
+                distributed.wait()  # as soon as one process ends, a launcher ends the others
+                raise Stopped(signal_number, self.run)
+            if is_over:
+                break
             began = time.perf_counter()
             batch = self.batches.at(self.step)  # [a, a, b, b, ...], a function of (seed, step)
             rate = learning_rate_at(self.step, self.total, self.config)
             loss = self.train_step(batch, rate)
             self.step += 1
-            epoch, seconds = self.step / self.batches.per_epoch, time.perf_counter() - began
-            improved = self.monitor.after_step(self.step, epoch, loss, rate, len(batch.sentences), seconds)
-            if improved or self.is_save_due():
-                self.save()
-            if self.monitor.is_out_of_patience:
-                break
+            if is_main:
+                epoch, seconds = self.step / self.batches.per_epoch, time.perf_counter() - began
+                improved = self.monitor.after_step(self.step, epoch, loss, rate, len(batch.sentences), seconds)
+                if improved or self.is_save_due():
+                    self.save()
         if self.step < self.total and not checkpoint_path(self.run, self.step).exists():
             self.save()
         self.monitor.close()
@@ -138,7 +147,9 @@ class Trainer:
         return self.step % self.config.save_every == 0 or self.step == self.total or by_clock
 
     def save(self) -> None:
-        """Save a checkpoint, and only then delete those that are no longer kept."""
+        """Save a checkpoint, and only then delete those that are no longer kept; only the main process does."""
+        if not distributed.is_main():
+            return
         save_checkpoint(
             self.run, self.state(), self.encoder, self.adamw, self.objective.state() | self.teachers.state()
         )
@@ -165,6 +176,8 @@ class Trainer:
             pairs=fingerprint(self.pairs),
             training_pairs=self.training_pairs.fingerprint if self.training_pairs is not None else None,
             counts=asdict(self.corpus.counts) if self.corpus is not None else None,
+            processes=distributed.world_size(),
+            order=self.batches.order_version,
         )
 
     def restore(self, checkpoint: Path, state: State) -> None:
@@ -181,8 +194,9 @@ class Trainer:
         if state.scaler is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state.scaler)
         self.step = state.step
-        best = None if state.best_step is None else Best(state.best_step, state.best_score)
-        self.monitor.restore(best, state.without_improvement, self._start())
+        if distributed.is_main():
+            best = None if state.best_step is None else Best(state.best_step, state.best_score)
+            self.monitor.restore(best, state.without_improvement, self._start())
 
     def _start(self) -> Encoder | None:
         """Return the encoder before training, or None where it is gone and the objective does not need it."""

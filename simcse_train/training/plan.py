@@ -12,9 +12,11 @@ from typing import Any
 import torch
 import transformers
 
+from simcse_train import distributed, launcher
 from simcse_train.config import STARTER, TrainConfig, choices, make_config, option
 from simcse_train.data.batches import Batches, held_out_sentences
 from simcse_train.data.corpus import Corpus
+from simcse_train.data.order import LATEST
 from simcse_train.data.training_pairs import TrainingPairs
 from simcse_train.data.views import Repetition
 from simcse_train.encoders.compiled.acceptance import use_kernels
@@ -71,7 +73,10 @@ def resolve(config: TrainConfig, encoder: Encoder, run: Path) -> TrainConfig:
             f"{encoder.tokenizer.special_tokens + 8}."
         )
     device = find_device(config.device)
-    data = [str(keep_standard_input(run).resolve()) if entry == "-" else _absolute(entry) for entry in config.data]
+    data = [
+        distributed.from_main(lambda: str(keep_standard_input(run).resolve())) if entry == "-" else _absolute(entry)
+        for entry in config.data
+    ]
     is_folder = config.model != STARTER and Path(config.model).expanduser().exists()
     return config.model_copy(
         update={
@@ -112,7 +117,11 @@ def choose_epochs(config: TrainConfig, batches: Batches) -> TrainConfig:
 
 
 def make_batches(
-    config: TrainConfig, encoder: Encoder, corpus: Corpus | None, training_pairs: TrainingPairs | None
+    config: TrainConfig,
+    encoder: Encoder,
+    corpus: Corpus | None,
+    training_pairs: TrainingPairs | None,
+    order_version: int = LATEST,
 ) -> Batches:
     """Return the batches of a run over a text, training pairs, or both."""
     tokenizer = encoder.tokenizer
@@ -124,6 +133,7 @@ def make_batches(
         encoder.device,
         training_pairs,
         Repetition(tokenizer.opening, tokenizer.closing, config.max_length) if config.view == "repetition" else None,
+        order_version=order_version,
     )
 
 
@@ -149,10 +159,15 @@ def find_device(wanted: str) -> str:
     """Return the device to use; raises `InputError` if this machine does not have it."""
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if wanted == "auto":
-        return next(name for name in ("cuda", "mps", "cpu") if available[name])
+        wanted = next(name for name in ("cuda", "mps", "cpu") if available[name])
     if not available[wanted]:
         raise InputError(
             f"--device {wanted} is not available. Available: {', '.join(n for n, there in available.items() if there)}."
+        )
+    if wanted == "cuda" and launcher.local_processes() > torch.cuda.device_count():
+        raise InputError(
+            f"{launcher.local_processes()} processes were started on a machine with {torch.cuda.device_count()} GPUs. "
+            "Start at most one process for each GPU (--nproc-per-node), or use --device cpu."
         )
     return wanted
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from simcse_train import distributed, launcher
 from simcse_train.config import STARTER, TrainConfig, config_yaml, make_config, read_settings
-from simcse_train.data.corpus import Corpus, open_corpus
+from simcse_train.data.batches import Batches
 from simcse_train.data.files import find_files, one_file
-from simcse_train.data.pairs import Pair, fingerprint, read_pairs
-from simcse_train.data.training_pairs import TrainingPairs, open_training_pairs
+from simcse_train.data.pairs import fingerprint
 from simcse_train.encoders.encoder import Encoder
 from simcse_train.encoders.head import projection_head
 from simcse_train.encoders.loading import load_encoder
@@ -32,10 +33,12 @@ from simcse_train.runs.folder import (
     new_run_folder,
     only_writer,
     remove_unused,
+    run_folder,
 )
 from simcse_train.runs.metrics import drop_metrics_after, read_metrics
 from simcse_train.runs.start import keep_start
 from simcse_train.runs.trackers import tracked
+from simcse_train.training.equality import require_equal_data, require_equal_settings
 from simcse_train.training.loop import Trainer
 from simcse_train.training.plan import (
     changed,
@@ -49,6 +52,7 @@ from simcse_train.training.plan import (
 )
 from simcse_train.training.stopping import StopRequests
 from simcse_train.training.teachers import needs_start
+from simcse_train.training.texts import labelled_pairs, open_texts
 
 logger = logging.getLogger(__name__)
 
@@ -69,17 +73,25 @@ def train(config: TrainConfig, encoder: Encoder | None = None) -> Run:
     `encoder` is trained in place of the one that `config.model` names, for example one loaded with `packed=False`.
     Raises `InputError` if a setting or a file cannot be used, `TrainingError` or `SaveError` if the run fails,
     `Stopped` after a signal, and `Interrupted`, a `KeyboardInterrupt`, after a signal before training began.
+
+    Under `torchrun` or `accelerate launch` all processes call it. Where these start them again after a failure, the run
+    continues.
     """
-    run = new_run_folder(config)
-    with only_writer(run), StopRequests() as stop:
-        try:
-            trainer = _new_trainer(run, config, encoder)
-        except BaseException:
-            remove_unused(run)
-            raise
-        with tracked(run, trainer.config):
-            trainer.fit(stop)
-        return finish(trainer)
+    run: Path | None = None
+    with distributed.connected(lambda: _how_to_continue(run)):
+        require_equal_settings(config)
+        restarted, name = distributed.from_main(lambda: _folder_to_train_in(config))
+        run = Path(name)
+        if restarted:
+            return _resume(run, {})
+        with _only_writer(run), StopRequests() as stop:
+            try:
+                trainer = _new_trainer(run, config, encoder)
+            except BaseException:
+                if distributed.is_main():
+                    remove_unused(run)
+                raise
+            return _fit(trainer, stop)
 
 
 def resume(path: str | Path, changes: Mapping[str, Any] | None = None) -> Run:
@@ -90,22 +102,61 @@ def resume(path: str | Path, changes: Mapping[str, Any] | None = None) -> Run:
     `train` does, and `InputError` if the text or another setting is not that of the run.
     """
     path = Path(path)
+    with distributed.connected(lambda: _how_to_continue(path)):
+        return _resume(path, changes or {})
+
+
+def _resume(path: Path, changes: Mapping[str, Any]) -> Run:
     run = run_to_resume(path)
-    changes = changes or {}
-    with only_writer(run), StopRequests() as stop:
-        if path == run and never_saved(run):
+    with _only_writer(run), StopRequests() as stop:
+        # The other processes read what the main process has found and checked.
+        is_new, checkpoint = distributed.from_main(lambda: _where_to_continue(path, run))
+        if is_new:
             logger.info(f"{run} was stopped before its first checkpoint: starting from the beginning.")
             settings = read_settings(run / CONFIG) | {"output": str(run)}
-            trainer = _new_trainer(run, changed(make_config(settings, source=str(run / CONFIG)), changes))
-            (run / METRICS).unlink(missing_ok=True)
+            config = changed(make_config(settings, source=str(run / CONFIG)), changes)
+            require_equal_settings(config)
+            trainer = _new_trainer(run, config)
+            if distributed.is_main():
+                (run / METRICS).unlink(missing_ok=True)
         else:
-            checkpoint, skipped = find_checkpoint(path)
-            for line in skipped:
-                logger.warning(line)
-            trainer = _resumed_trainer(run, checkpoint, changes)
-        with tracked(run, trainer.config):
-            trainer.fit(stop)
-        return finish(trainer)
+            trainer = _resumed_trainer(run, Path(checkpoint), changes)
+        return _fit(trainer, stop)
+
+
+def _fit(trainer: Trainer, stop: StopRequests) -> Run:
+    with tracked(trainer.run, trainer.config) if distributed.is_main() else nullcontext():
+        trainer.fit(stop)
+    finished = finish(trainer) if distributed.is_main() else Run(trainer.run, trainer.encoder, {}, {})
+    distributed.wait()
+    return finished
+
+
+def _only_writer(run: Path) -> AbstractContextManager[None]:
+    return only_writer(run) if distributed.is_main() else nullcontext()
+
+
+def _folder_to_train_in(config: TrainConfig) -> tuple[bool, str]:
+    """Return the folder of the run, and whether the launcher started the run before and it is to be continued."""
+    run = run_folder(config)
+    restarted = launcher.attempt() > 0 and (run / CONFIG).exists()
+    return restarted, str(run if restarted else new_run_folder(config))
+
+
+def _where_to_continue(path: Path, run: Path) -> tuple[bool, str]:
+    """Return whether the run starts from the beginning, else the checkpoint to continue from."""
+    if path == run and never_saved(run):
+        return True, ""
+    checkpoint, skipped = find_checkpoint(path)
+    for line in skipped:
+        logger.warning(line)
+    return False, str(checkpoint)
+
+
+def _how_to_continue(run: Path | None) -> str:
+    # The main process removes the folder of a run that never began.
+    begun = run is not None and (run.exists() or not distributed.is_main())
+    return f"To continue: {launcher.command()} --resume {run}" if begun else "Start the run again."
 
 
 def _new_trainer(run: Path, config: TrainConfig, encoder: Encoder | None = None) -> Trainer:
@@ -113,60 +164,80 @@ def _new_trainer(run: Path, config: TrainConfig, encoder: Encoder | None = None)
     find_files(entry for entry in config.data if entry != "-")
     if config.pairs:
         one_file(Path(config.pairs), "--pairs")
-    pairs = _labelled_pairs(config)
+    pairs = labelled_pairs(config)
     encoder = encoder or load_encoder(config.model, pooling=config.pooling, dropout=config.dropout)
     if config.model == STARTER:
         logger.info(
             "Encoder: the bundled starter, a small English BERT. --model takes any other, such as bert-base-uncased."
         )
     config = resolve(config, encoder, run)
-    check_disk(encoder, config, run)
-    # From here on a run that is killed can be resumed, also while a long text is tokenised.
-    write_text(run / CONFIG, config_yaml(config))
+    if distributed.is_main():
+        check_disk(encoder, config, run)
+        # From here on a run that is killed can be resumed, also while a long text is tokenised.
+        write_text(run / CONFIG, config_yaml(config))
     if config.projection == "on":
         spread = getattr(encoder.model.config, "initializer_range", None) or 0.02  # XLM has none
         encoder.head = projection_head(encoder.hidden_size, seed=config.seed, initializer_range=spread)
-    corpus, training_pairs = _open_texts(config, encoder)
+    corpus, training_pairs = open_texts(config, encoder)
     batches = make_batches(config, encoder, corpus, training_pairs)
     config = choose_epochs(config, batches)
     if config.objective == "auto":
-        config, reason = choose_objective(config, encoder, batches)
-        logger.info(reason)
-    write_text(run / CONFIG, config_yaml(config))
-    if needs_start(config, make_objective(config)):
-        keep_start(run, encoder)
+        config = _with_chosen_objective(config, encoder, batches)
+    if distributed.is_main():
+        write_text(run / CONFIG, config_yaml(config))
+        if needs_start(config, make_objective(config)):
+            keep_start(run, encoder)
+    distributed.wait()
+    require_equal_data(config, encoder, corpus, training_pairs)
     trainer = Trainer(run, config, encoder, corpus, training_pairs, pairs)
     _announce(trainer)
     return trainer
 
 
+def _with_chosen_objective(config: TrainConfig, encoder: Encoder, batches: Batches) -> TrainConfig:
+    """Return the settings with the objective that the main process chooses."""
+
+    def choose() -> dict[str, Any]:
+        chosen, reason = choose_objective(config, encoder, batches)
+        logger.info(reason)
+        return chosen.model_dump()
+
+    return make_config(distributed.from_main(choose))
+
+
 def _resumed_trainer(run: Path, checkpoint: Path, changes: Mapping[str, Any]) -> Trainer:
     state = load_state(checkpoint)
     config = changed(state.config(), changes)
+    require_equal_settings(config)
     find_device(config.device)
-    pairs = _labelled_pairs(config)
-    if state.pairs is not None and fingerprint(pairs) != state.pairs:
+    pairs = labelled_pairs(config)
+    if distributed.is_main() and state.pairs is not None and fingerprint(pairs) != state.pairs:
         raise InputError(
             f"--eval {config.eval} does not hold the labelled pairs of the run: its content has changed, and scores "
             "would not compare. Restore the old pairs, or start a new run from the encoder with --model."
         )
     encoder = load_checkpoint_encoder(checkpoint, config)
-    check_disk(encoder, config, run)
-    corpus, training_pairs = _open_texts(config, encoder, expected=state.corpus)
+    if distributed.is_main():
+        check_disk(encoder, config, run)
+    corpus, training_pairs = open_texts(config, encoder, expected=state.corpus)
     if training_pairs is not None and training_pairs.fingerprint != state.training_pairs:
         raise InputError(
             f"--pairs {config.pairs} does not hold the pairs that the run was trained on: its content has changed. "
             "Restore the old pairs, or start a new run from the encoder with --model."
         )
-    trainer = Trainer(run, config, encoder, corpus, training_pairs, pairs)
+    require_equal_data(config, encoder, corpus, training_pairs)
+    trainer = Trainer(run, config, encoder, corpus, training_pairs, pairs, state.order)
     trainer.restore(checkpoint, state)
     _announce(trainer)
-    drop_metrics_after(run, state.step)
-    write_text(run / CONFIG, config_yaml(config))
+    if distributed.is_main():
+        drop_metrics_after(run, state.step)
+        write_text(run / CONFIG, config_yaml(config))
     logger.info(f"Continuing from {checkpoint}, step {state.step} of {trainer.total}.")
     before = {"kernels": "off"} | state.versions  # version 0.1.0 had none
     now = versions(trainer.kernels)
     differ = [f"{name} {before.get(name)}, now {new}" for name, new in now.items() if before.get(name) != new]
+    if state.processes != distributed.world_size():
+        differ.append(f"a run of {state.processes} processes, now {distributed.world_size()}")
     if differ:
         logger.warning(
             f"The checkpoint was saved by {'; '.join(differ)}: the result may differ in its last bits from that of an "
@@ -176,40 +247,6 @@ def _resumed_trainer(run: Path, checkpoint: Path, changes: Mapping[str, Any]) ->
     if later:
         logger.warning(f"Checkpoints after it, up to {later[-1].name}, will be deleted when the next one is saved.")
     return trainer
-
-
-def _open_texts(
-    config: TrainConfig, encoder: Encoder, expected: str | None = None
-) -> tuple[Corpus | None, TrainingPairs | None]:
-    """Return the text and the training pairs that the settings name; `expected` is the text's fingerprint."""
-    pairs = None
-    if config.pairs:
-        # Alone, the pairs are the text that --encoding is for; beside a text they may have another encoding.
-        encodings = (None, config.encoding) if config.data else (config.encoding, None)
-        pairs = open_training_pairs(
-            Path(config.pairs), encoder.tokenizer, config.max_length, encodings[0], fallback_encoding=encodings[1]
-        )
-    if not config.data:
-        return None, pairs
-    corpus = open_corpus(
-        config.data,
-        config.text_column,
-        encoder.tokenizer,
-        config.max_length,
-        expected=expected,
-        encoding=config.encoding,
-    )
-    return corpus, pairs
-
-
-def _labelled_pairs(config: TrainConfig) -> list[Pair] | None:
-    if config.eval is None:
-        return None
-    if not Path(config.eval).exists():
-        raise InputError(
-            f"--eval {config.eval}: there is no such file. Check the path; a resumed run may be given the new place."
-        )
-    return read_pairs(one_file(Path(config.eval), "--eval"), "--eval", fallback_encoding=config.encoding)
 
 
 def _announce(trainer: Trainer) -> None:

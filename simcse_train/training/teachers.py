@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from simcse_train import distributed
 from simcse_train.config import TrainConfig, objective_setting
 from simcse_train.data.batches import Batch, Batches
 from simcse_train.encoders.encoder import Encoder
@@ -19,7 +20,7 @@ from simcse_train.errors import InputError
 from simcse_train.objectives.objective import Objective, Rows
 from simcse_train.runs.folder import START
 from simcse_train.runs.start import load_start
-from simcse_train.search.bank import Bank
+from simcse_train.search.bank import Bank, bank_positions
 from simcse_train.search.embeddings import Autocast, cached_array, cached_embeddings, encoder_fingerprint
 from simcse_train.search.index import mutual_neighbours
 
@@ -66,7 +67,7 @@ class Teachers:
             self.bank = Bank(
                 start,
                 batches.tokens,
-                batches.trained,
+                batches.trained_at(bank_positions(batches.trained)),
                 named,
                 asked=batches.numbered - len(batches.held_out),
                 precision=config.precision,
@@ -113,17 +114,19 @@ class Teachers:
     def _momentum_rows(self, momentum: Encoder, batch: Batch) -> Tensor:
         """Return each row's sentence under the momentum encoder (rows, hidden), without dropout, of length 1."""
         rows = self.batches.tokens(batch.sentences)
+        first, end = distributed.shares(len(rows))[distributed.rank()]
         size = self.config.micro_batch_size or len(rows)
-        found = []
-        for part in range(0, len(rows), size):
+        found = [torch.zeros(0, momentum.hidden_size, device=batch.texts.device)]
+        for start in range(first, end, size):
             with self.autocast():
-                found.append(momentum(*pack(rows[part : part + size], batch.texts.device)).float())
-        return normalize(torch.cat(found)).repeat_interleave(batch.views, 0)
+                found.append(momentum(*pack(rows[start : min(start + size, end)], batch.texts.device)).float())
+        embeddings = distributed.gather_shares(normalize(torch.cat(found)), len(rows))
+        return embeddings.repeat_interleave(batch.views, 0)
 
 
 def _members(start: Encoder, batches: Batches, text: str, config: TrainConfig, autocast: Autocast) -> NDArray[np.int32]:
     """Return each sentence's own number and those of its mutual neighbours under the start, (sentences, K + 1)."""
-    trained, k = batches.trained, int(objective_setting(config, "neighbours"))
+    trained, k = batches.trained_at(np.arange(batches.trained)), int(objective_setting(config, "neighbours"))
     assert batches.text is not None
     held = cached_embeddings(start, batches.tokens, trained, text, precision=config.precision, autocast=autocast)
 

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from simcse_train.data.batches import (
     Batches,
     batches_per_epoch,
-    epoch_order,
     held_out_sentences,
     skip_held_out,
     two_views,
 )
+from simcse_train.data.order import epoch_order
 from simcse_train.data.sentences import SentenceList
 from simcse_train.data.training_pairs import TrainingPairs
 

@@ -8,10 +8,12 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
 
+from simcse_train import distributed
 from simcse_train.encoders.loading import load_encoder
 from simcse_train.errors import InputError
 from simcse_train.search import encode
 from simcse_train.search.encode import encode_file
+from tests.launch import run
 
 SENTENCES = ["a man runs", "", "the cat plays", "a dog", "the red hill"]
 
@@ -73,3 +75,16 @@ def test_an_input_without_any_text_is_refused_by_its_argument(tiny: Path, tmp_pa
     with pytest.raises(InputError, match="^INPUT .*--text-column 'body'"):
         encode_file(encoder, str(tmp_path / "x.txt"), tmp_path / "x.npy", text_column="body")
     assert not (tmp_path / "x.npy").exists()
+
+
+def encode_together(tiny: Path, source: Path, target: Path) -> None:
+    encode.CHUNK = 2
+    with distributed.connected(str):
+        assert encode_file(load_encoder(tiny), str(source), target) == (5, 32)
+
+
+def test_several_processes_write_one_file_in_the_order_of_the_text(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_text("\n".join(SENTENCES) + "\n")
+    assert run(3, encode_together, tiny, tmp_path / "in.txt", tmp_path / "rows.npy") == [0, 0, 0]
+    assert np.allclose(np.load(tmp_path / "rows.npy"), load_encoder(tiny).encode(SENTENCES), atol=1e-6)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.txt", "rows.npy"]
