@@ -64,6 +64,11 @@ def noise_of_share(share: Share | None) -> Iterator[None]:
         _share = before
 
 
+def present_share() -> Share | None:
+    """Return the share of a part of a batch that the present forward pass computes, None where it is a whole part."""
+    return _share
+
+
 class Dropout(nn.Dropout):
     """`torch.nn.Dropout` computed by `drop`."""
 

@@ -42,6 +42,11 @@ def require_equal_data(
     )
 
 
+def require_equal_kernels(kernels: str) -> None:
+    """Raise `InputError` if only some processes compute with compiled kernels, or with others; see `choose_kernels`."""
+    _require_equal({"--kernels": kernels})
+
+
 def _require_equal(facts: Mapping[str, Any]) -> None:
     first, *others = distributed.collect(dict(facts))
     for number, other in enumerate(others, start=1):

@@ -38,7 +38,7 @@ from simcse_train.runs.folder import (
 from simcse_train.runs.metrics import drop_metrics_after, read_metrics
 from simcse_train.runs.start import keep_start
 from simcse_train.runs.trackers import tracked
-from simcse_train.training.equality import require_equal_data, require_equal_settings
+from simcse_train.training.equality import require_equal_data, require_equal_kernels, require_equal_settings
 from simcse_train.training.loop import Trainer
 from simcse_train.training.plan import (
     changed,
@@ -190,6 +190,7 @@ def _new_trainer(run: Path, config: TrainConfig, encoder: Encoder | None = None)
     distributed.wait()
     require_equal_data(config, encoder, corpus, training_pairs)
     trainer = Trainer(run, config, encoder, corpus, training_pairs, pairs)
+    require_equal_kernels(trainer.kernels)
     _announce(trainer)
     return trainer
 
@@ -227,6 +228,7 @@ def _resumed_trainer(run: Path, checkpoint: Path, changes: Mapping[str, Any]) ->
         )
     require_equal_data(config, encoder, corpus, training_pairs)
     trainer = Trainer(run, config, encoder, corpus, training_pairs, pairs, state.order)
+    require_equal_kernels(trainer.kernels)
     trainer.restore(checkpoint, state)
     _announce(trainer)
     if distributed.is_main():

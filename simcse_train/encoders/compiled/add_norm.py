@@ -33,6 +33,7 @@ class AddNorm:
     name: tuple[int, int]  # layer and place: names of memory, and keys of the noise
     norm: nn.LayerNorm
     dropout: float
+    of_sentences: bool = False  # whether its rows are one of each sentence, or else one of each token
 
     def forward(self, product: Tensor, bias: Tensor, residual: States, out: Tensor | None = None) -> States:
         """Return the states after the norm; `out` (rows, hidden) in float32 receives them too, where given."""
@@ -93,4 +94,4 @@ class AddNorm:
         return self.work.exact((self.name, "inverse"), rows)
 
     def _noise(self) -> dict[str, Any]:
-        return self.work.noise(*self.name, self.dropout)
+        return self.work.noise(*self.name, self.dropout, of_sentences=self.of_sentences)

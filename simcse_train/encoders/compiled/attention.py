@@ -135,7 +135,7 @@ class Attention:
             "key_bias": self.layer.key.bias,
             "value_bias": self.layer.value.bias,
             "scaling": size**-0.5,
-            **self.work.noise(self.number, 0, self.layer.dropout[0]),
+            **self.work.noise(self.number, 0, self.layer.dropout[0], of_sentences=True),
             "normalizer": self.work.exact((self.number, "normalizer"), len(projected.query), heads),
             "scratch": self.work.scratch(self.layout.longest, size),
             "longest": self.layout.longest,

@@ -27,7 +27,7 @@ class LayerPass:
             together[place * hidden : (place + 1) * hidden].copy_(projection.weight)
         self.weight = work.states((number, "weight"), hidden, hidden).copy_(layer.attended.weight)
         self.attention = Attention(work, number, layer, together, layout)
-        self.attention_norm = AddNorm(work, (number, 1), layer.attended_norm, layer.dropout[1])
+        self.attention_norm = AddNorm(work, (number, 1), layer.attended_norm, layer.dropout[1], layout.first_only)
         self.feed_forward = FeedForward(
             work,
             number,
@@ -35,7 +35,7 @@ class LayerPass:
             work.states((number, "outer weight"), hidden, inner).copy_(layer.outer.weight),
             layer.inner.bias,
         )
-        self.outer_norm = AddNorm(work, (number, 2), layer.outer_norm, layer.dropout[2])
+        self.outer_norm = AddNorm(work, (number, 2), layer.outer_norm, layer.dropout[2], layout.first_only)
 
     def forward(self, states: States, out: Tensor | None = None) -> States:
         """Return the states after the layer; `out` receives them in float32 too, where given."""

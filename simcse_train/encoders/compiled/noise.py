@@ -15,8 +15,10 @@ def draw_seed() -> int:
     return int(torch.randint(2**62, (1,)))
 
 
-def noise(seed: int, layer: int, place: int, probability: float) -> dict[str, Any]:
+def noise(seed: int, layer: int, place: int, probability: float, first: int = 0) -> dict[str, Any]:
     """Return the kernels' arguments for dropout at one of up to 4 places in a layer; without effect at probability 0.
+
+    `first` is the number of the pass's first row or sentence among those that the noise belongs to.
 
     The keys of different seeds, layers and places are those of SplitMix64 (Steele, Lea & Flood 2014).
     """
@@ -25,4 +27,5 @@ def noise(seed: int, layer: int, place: int, probability: float) -> dict[str, An
     x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & WORD
     x ^= x >> 31
     threshold = min(max(1, round(probability * STEPS)), STEPS - 1) if probability > 0 else 0
-    return {"key1": x & 0xFFFFFFFF, "key2": x >> 32, "threshold": threshold, "factor": STEPS / (STEPS - threshold)}
+    factor = STEPS / (STEPS - threshold)
+    return {"key1": x & 0xFFFFFFFF, "key2": x >> 32, "threshold": threshold, "factor": factor, "first": first}

@@ -21,6 +21,7 @@ from simcse_train.encoders.compiled.layer import LayerPass
 from simcse_train.encoders.compiled.library import library
 from simcse_train.encoders.compiled.noise import draw_seed
 from simcse_train.encoders.compiled.work import Work
+from simcse_train.encoders.dropout import present_share
 
 
 class Stack:
@@ -59,7 +60,7 @@ class _Pass(torch.autograd.Function):
     ) -> Tensor:
         """Return the last layer's states."""
         loan = stack.pool.lend()
-        work = Work(library(), loan.buffers, precision, seed)
+        work = Work(library(), loan.buffers, precision, seed, present_share())
         layouts = [layout_of(lengths)] * len(stack.layers)
         if first_only:
             layouts[-1] = layout_of(lengths, first_only=True)

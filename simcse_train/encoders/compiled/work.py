@@ -11,6 +11,7 @@ from torch import Tensor
 from simcse_train.encoders.compiled.buffers import Buffers
 from simcse_train.encoders.compiled.library import Library
 from simcse_train.encoders.compiled.noise import noise
+from simcse_train.encoders.dropout import Share
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Work:
     buffers: Buffers
     precision: torch.dtype  # of products and the states between them; norms, softmax and sums are in float32
     seed: int | None  # of the noise; None: no dropout
+    share: Share | None = None  # what of a part of a batch the pass computes, where that is not all of it
 
     def run(self, kernel: str, **arguments: Any) -> None:
         """Run a kernel; see `Library.run`."""
@@ -42,9 +44,10 @@ class Work:
         """Return memory for attention over sentences of up to `longest` tokens with heads of `size`."""
         return self.exact("scratch", torch.get_num_threads() * self.kernels.attention_scratch(longest, size))
 
-    def noise(self, layer: int, place: int, probability: float) -> dict[str, Any]:
-        """Return the arguments for dropout at a place of a layer."""
-        return noise(self.seed or 0, layer, place, 0.0 if self.seed is None else probability)
+    def noise(self, layer: int, place: int, probability: float, *, of_sentences: bool) -> dict[str, Any]:
+        """Return the arguments for dropout at a place of a layer, of sentences or else of tokens."""
+        first = 0 if self.share is None else (self.share.rows if of_sentences else self.share.tokens).start
+        return noise(self.seed or 0, layer, place, 0.0 if self.seed is None else probability, first)
 
     def multiply(self, states: Tensor, weight: Tensor, name: object) -> Tensor:
         """Return states (rows, inputs) times the transpose of a weight (outputs, inputs), in memory with a name."""

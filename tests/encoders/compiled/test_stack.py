@@ -16,7 +16,7 @@ from torch import Tensor
 
 from simcse_train.data.batches import two_views
 from simcse_train.encoders.compiled.acceptance import use_kernels
-from simcse_train.encoders.dropout import Dropout
+from simcse_train.encoders.dropout import Dropout, noise_of_share
 from simcse_train.encoders.encoder import Encoder
 from simcse_train.encoders.head import projection_head
 from simcse_train.encoders.loading import load_encoder
@@ -24,7 +24,7 @@ from simcse_train.encoders.packing import pack
 from simcse_train.objectives.ntxent import NTXent
 from simcse_train.objectives.objective import Rows
 from simcse_train.randomness import seeded
-from simcse_train.training.step import forward_backward
+from simcse_train.training.step import forward_backward, share_of
 from tests.encoders.compiled.conftest import make_larger_family
 
 FAMILIES = ("bert", "roberta", "xlm-roberta", "distilbert", "electra")
@@ -163,3 +163,27 @@ def test_memory_is_used_again_and_is_linear_in_the_tokens(small: Path) -> None:
     assert held(encoder) == []
     del first, second
     assert len(held(encoder)) == 2
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_shares_of_a_batch_have_the_noise_of_the_batch(pooling: str, tmp_path: Path) -> None:
+    encoder = load_encoder(make_larger_family("bert", tmp_path), pooling=pooling).train()
+    assert use_kernels(encoder, "fp32") == ""
+    tokens, lengths = pack(encoder.tokenizer.tokenize(SENTENCES, 40))
+    with seeded(3):
+        whole = encoder(tokens, lengths)
+    weights = torch.linspace(-1, 1, whole.numel()).view_as(whole)
+    (whole * weights).sum().backward()
+    expected = {name: p.grad.clone() for name, p in encoder.named_parameters() if p.grad is not None}
+    encoder.zero_grad()
+    found = []
+    for rows in (slice(0, 2), slice(2, 5)):
+        share = share_of(lengths, rows)
+        with seeded(3), noise_of_share(share):
+            found.append(encoder(tokens[share.tokens], lengths[rows]))
+        (found[-1] * weights[rows]).sum().backward()
+    assert torch.allclose(torch.cat(found), whole, atol=1e-5)
+    for name, p in encoder.named_parameters():
+        if name in expected:
+            assert p.grad is not None
+            assert torch.allclose(p.grad, expected[name], atol=1e-4 * float(expected[name].norm()) + 1e-6), name

@@ -39,7 +39,7 @@ static void add_norm_forward(const AddNormForward& a) {
             Floats total = {}, squares = {};
             for (int64_t j = 0; j < width; j += 2 * LANES) {
                 Floats kept[2];
-                factors(a.noise, (at + j) / 2, kept[0], kept[1]);
+                factors(a.noise, (a.noise.first * width + at + j) / 2, kept[0], kept[1]);
                 for (int half = 0; half < 2; half++) {
                     const int64_t i = j + half * LANES;
                     Floats residual = load(r + i);
@@ -121,7 +121,7 @@ static void add_norm_backward(const AddNormBackward& a) {
             const float mean = sum(total) / width, mean_x = sum(total_x) / width;
             for (int64_t j = 0; j < width; j += 2 * LANES) {
                 Floats kept[2];
-                factors(a.noise, (at + j) / 2, kept[0], kept[1]);
+                factors(a.noise, (a.noise.first * width + at + j) / 2, kept[0], kept[1]);
                 for (int half = 0; half < 2; half++) {
                     const int64_t i = j + half * LANES;
                     Floats d = (load(dz + i) - mean - load(x + i) * mean_x) * a.inverse[row];

@@ -140,7 +140,7 @@ static void attention_forward(const AttentionForward& arguments) {
             const int64_t length = a.lengths[sentence], room = up(length, LANES), place = head * size;
             const int64_t first_query = a.query_starts[sentence];
             const int64_t key = a.starts[sentence] * a.key_stride + place;
-            const Noise noise = of_pair(a.noise, sentence * a.heads + head);
+            const Noise noise = of_pair(a.noise, (a.noise.first + sentence) * a.heads + head);
             take_transposed(Kt, length, room, size, (const T*)a.key + key, a.key_stride, a.key_bias + place);
             take(V, length, length, size, (const T*)a.value + key, a.key_stride, a.value_bias + place, 1.0f);
             for (int64_t begin = 0; begin < a.query_lengths[sentence]; begin += BLOCK) {
@@ -207,7 +207,7 @@ static void attention_backward(const AttentionBackward& arguments) {
             const int64_t length = a.lengths[sentence], room = up(length, LANES), place = head * size;
             const int64_t first_query = a.query_starts[sentence];
             const int64_t key = a.starts[sentence] * a.key_stride + place;
-            const Noise noise = of_pair(a.noise, sentence * a.heads + head);
+            const Noise noise = of_pair(a.noise, (a.noise.first + sentence) * a.heads + head);
             take(K, length, length, size, (const T*)a.key + key, a.key_stride, a.key_bias + place, 1.0f);
             take_transposed(Kt, length, room, size, (const T*)a.key + key, a.key_stride, a.key_bias + place);
             take_transposed(Vt, length, room, size, (const T*)a.value + key, a.key_stride, a.value_bias + place);

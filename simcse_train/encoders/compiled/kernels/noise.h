@@ -6,10 +6,12 @@
 #include "vectors.h"
 
 // Two random words for each place in the network in each pass; dropped where 16 bits are below `threshold` (0: no
-// dropout); `factor` scales what is kept: 2^16 / (2^16 - threshold).
+// dropout); `factor` scales what is kept: 2^16 / (2^16 - threshold). Rows of a matrix, or sentences of attention, are
+// numbered from `first` on: it is not 0 where a pass computes only a share of those that the noise belongs to.
 struct Noise {
     uint32_t key1, key2, threshold;
     float factor;
+    int64_t first;
 };
 
 // The rounds of a hash of 32 bits (Mueller's xorshift-multiply, constants of Wellons' lowbias32), keyed twice.
