@@ -214,6 +214,7 @@ def test_of_two_machines_one_is_lost_and_both_continue(text: Path, tiny: Path, t
     (worker,) = psutil.Process(machines[1].pid).children()
     machines[1].kill()
     worker.kill()
+    machines[1].wait()
     assert machines[0].wait(60) == 1
     survivor = (tmp_path / "0.txt").read_text() + (tmp_path / "1.txt").read_text()
     assert "of 2 (on " in survivor
