@@ -92,7 +92,7 @@ def label(contender: Contender) -> str:
         "peer-compiled": "  + torch.compile",
         "peer-flash": "  flash attention, unpadded",
         "padded": "simcse-train, padded",
-        "packed": "  + packed",
-        "kernels": "  + compiled kernels",
+        "packed": "simcse-train, packed",
+        "kernels": "simcse-train",
     }
     return added[contender.name]

@@ -96,7 +96,7 @@ def test_the_summary_compares_medians_over_rounds_with_the_peer_its_fastest_swit
         "peer": [reports(1.0, 1.0), reports(0.2, 0.6), reports(4.0)],  # 64, 160 and 16 sentences per second
         "peer-half": [reports(0.5)],
         "peer-workers": [reports(0.6)],
-        "packed": [reports(0.25)],
+        "packed": [reports(1 / 6)],
     }
     summary = summarize(
         COMPARED,
@@ -109,10 +109,13 @@ def test_the_summary_compares_medians_over_rounds_with_the_peer_its_fastest_swit
     row = summary["rows"]["peer"]
     assert (row["median"], row["lowest"], row["highest"], row["steps"]) == (64, 16, 160, 5)
     assert (summary["bound"], summary["fastest_switched"]) == (300, "peer-half")
-    assert summary["ratios"] == {"shipped": 4.0, "switched": 2.0, "bound": 256 / 300}
+    assert summary["ratios"] == pytest.approx({"shipped": 6.0, "switched": 3.0, "bound": 384 / 300})
     assert [line.split("  ")[-1] for line in goals(summary).splitlines()] == ["met", "met", "met"]
-    slower = summary | {"ratios": {"shipped": 3.4, "switched": 1.7, "bound": 0.64}}
+    slower = summary | {"ratios": {"shipped": 5.9, "switched": 1.9, "bound": 0.69}}
     assert goals(slower).count("NOT met") == 3
+    compared = [*COMPARED, Contender("kernels", OURS, "bf16", packed=True, kernels=True)]
+    faster = summarize(compared, rounds | {"kernels": [reports(1 / 8)]}, [reports(1.0)], 64, 6e9, 2e7)
+    assert faster["ratios"]["shipped"] == pytest.approx(8.0)  # of the row with kernels, where there is one
 
 
 def test_contended_steps_are_left_out_while_enough_others_remain() -> None:
@@ -136,7 +139,7 @@ def test_a_row_that_failed_says_why_and_goals_without_a_peer_are_not_measured() 
     summary = summarize(compared, {"packed": [reports(1.0)]}, [reports(1.0)], 40, 8e9, 1e8)
     lines = table(compared, summary, {"peer": "no memory"}).splitlines()
     assert "failed: no memory" in lines[1]
-    assert lines[2].startswith("simcse-train ") and lines[2].endswith("50%")
+    assert lines[2].startswith("simcse-train, packed ") and lines[2].endswith("50%")
     assert goals(summary).count("not measured") == 2
 
 

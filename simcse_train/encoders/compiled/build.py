@@ -6,7 +6,6 @@ loaded and compiled again, and it is renamed into place, so that two processes c
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
@@ -46,6 +45,7 @@ def compiled_file(more_flags: Sequence[str] = ()) -> Path:
         for path in sorted(folder.glob(f"{key}-*.so")):
             if path.stem == f"{key}-{_digest(path.read_bytes())}":
                 return path
+            path.unlink(missing_ok=True)  # damaged
         logger.info("Compiling the kernels for this processor, once.")
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
             made = Path(name) / "kernels.so"
@@ -101,7 +101,7 @@ def _run(command: list[str]) -> str:
 
 
 def _keep(folder: Path, name: str, content: bytes) -> Path:
-    """Write a file into the cache under its name, all of it or nothing, and remove others of its key."""
+    """Write a file into the cache under its name, all of it or nothing."""
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f"{name}.{secrets.token_hex(4)}.partial"
     try:
@@ -109,10 +109,6 @@ def _keep(folder: Path, name: str, content: bytes) -> Path:
         partial.replace(folder / name)
     finally:
         partial.unlink(missing_ok=True)
-    for other in folder.glob(f"{name.split('-')[0]}-*.so"):
-        if other.name != name:
-            with contextlib.suppress(OSError):
-                other.unlink()
     return folder / name
 
 

@@ -16,13 +16,15 @@ TESTS = [str(Path(__file__).with_name(name)) for name in ("test_kernels.py", "te
 @pytest.mark.slow
 def test_kernels_are_clean_under_the_address_and_undefined_behaviour_sanitizers() -> None:
     compiler = os.environ.get("CXX", "c++")
-    asked = [compiler, "-print-file-name=libasan.so"]
-    library = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
-    if not Path(library).is_absolute():
-        pytest.skip("this compiler has no libasan.so")
+    libraries = []
+    for name in ("libasan.so", "libstdc++.so"):  # the second: else an exception of torch ends the process
+        asked = [compiler, f"-print-file-name={name}"]
+        libraries.append(subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip())
+        if not Path(libraries[-1]).is_absolute():
+            pytest.skip(f"this compiler has no {name}")
     environment = os.environ | {
         "KERNEL_FLAGS": FLAGS,
-        "LD_PRELOAD": library,
+        "LD_PRELOAD": " ".join(libraries),
         "ASAN_OPTIONS": "detect_leaks=0",  # Python itself keeps memory until it ends
         "UBSAN_OPTIONS": "print_stacktrace=1",
     }
