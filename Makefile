@@ -32,8 +32,9 @@ lint: $(VENV)/installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# One thread: the tests' encoders are too small for more, and waiting for a thread is slow on a busy machine.
 test: lint
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow"
 
 fix: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .
