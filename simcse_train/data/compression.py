@@ -120,7 +120,7 @@ def _members(stream: BinaryIO, source: Source, layers: int) -> Iterator[tuple[So
                 raise member.error("is encrypted. Unpack the archive, and give the folder.")
             try:
                 opened = archive.open(info)
-            except NotImplementedError as error:
+            except RuntimeError as error:  # zipfile's error for a method of compression that it does not know
                 raise member.error(f"can't be read: {error}. Unpack the archive, and give the folder.") from None
             with opened:
                 yield from streams(cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, opened))), member, layers - 1)

@@ -195,6 +195,6 @@ def input_embeddings(model: PreTrainedModel) -> nn.Embedding | None:
     """Return the table of a model's word embeddings, or None where it has none (CANINE hashes characters)."""
     try:
         found = model.get_input_embeddings()
-    except (NotImplementedError, AttributeError):
+    except (RuntimeError, AttributeError):  # transformers' errors for a model without such a table
         return None
     return found if isinstance(found, nn.Embedding) else None

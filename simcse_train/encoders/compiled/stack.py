@@ -41,7 +41,9 @@ class Stack:
         parameters = [parameter for layer in self.layers for parameter in layer.parameters()]
         seed = draw_seed() if training else None
         with torch.autocast("cpu", enabled=False):
-            return _Pass.apply(self, lengths, precision, first_only, seed, states.float().contiguous(), *parameters)  # type: ignore[no-any-return, no-untyped-call]
+            inputs = (lengths, precision, first_only, seed, states.float().contiguous())
+            passed: Tensor = _Pass.apply(self, *inputs, *parameters)  # type: ignore[no-untyped-call]
+            return passed
 
 
 class _Pass(torch.autograd.Function):
