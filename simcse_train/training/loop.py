@@ -57,7 +57,9 @@ class Trainer:
         training_pairs: TrainingPairs | None,
         pairs: list[Pair] | None,
         order_version: int = LATEST,
+        kernels: str = "",
     ) -> None:
+        """`order_version` and `kernels` are those of the checkpoint from which a run goes on."""
         self.run, self.config, self.corpus, self.pairs = run, config, corpus, pairs
         self.training_pairs = training_pairs
         self.accelerator = _accelerator(config)
@@ -65,7 +67,7 @@ class Trainer:
         for name, parameter in encoder.named_parameters():
             if "pooler" in name:  # a part of the model that no embedding passes through
                 parameter.requires_grad_(False)
-        self.kernels = choose_kernels(encoder, config)
+        self.kernels = choose_kernels(encoder, config, kernels)
         keep_embedding_gradient(encoder.model)
         self.objective = make_objective(config)
         self.paired_objective = InfoNCE(config.temperature)  # with hard negatives (Gao, Yao & Chen 2021, equation 5)

@@ -137,12 +137,13 @@ def make_batches(
     )
 
 
-def choose_kernels(encoder: Encoder, config: TrainConfig) -> str:
+def choose_kernels(encoder: Encoder, config: TrainConfig, before: str = "") -> str:
     """Let kernels compute the encoder if the settings allow it and they fit; return what decides the last bits.
 
-    One line says where they do not fit.
+    `before` is what this function returned when the run began, if it is resumed. One line says where they do not fit.
     """
-    reason = use_kernels(encoder, config.precision) if config.kernels == "auto" else "off"
+    accepted = before.partition(" ")[0]
+    reason = use_kernels(encoder, config.precision, accepted) if config.kernels == "auto" else "off"
     if not reason:
         return f"{library().name} on {torch.get_num_threads()} threads"
     encoder.stack = None

@@ -227,7 +227,8 @@ def _resumed_trainer(run: Path, checkpoint: Path, changes: Mapping[str, Any]) ->
             "Restore the old pairs, or start a new run from the encoder with --model."
         )
     require_equal_data(config, encoder, corpus, training_pairs)
-    trainer = Trainer(run, config, encoder, corpus, training_pairs, pairs, state.order)
+    kernels = state.versions.get("kernels", "")
+    trainer = Trainer(run, config, encoder, corpus, training_pairs, pairs, state.order, kernels)
     require_equal_kernels(trainer.kernels)
     trainer.restore(checkpoint, state)
     _announce(trainer)
