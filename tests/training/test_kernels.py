@@ -10,6 +10,7 @@ import pytest
 import torch
 from accelerate.utils import is_bf16_available
 
+from simcse_train.encoders.compiled import acceptance
 from simcse_train.encoders.compiled.build import CannotCompile
 from simcse_train.encoders.compiled.library import library
 from simcse_train.errors import Stopped, TrainingError
@@ -100,3 +101,18 @@ def test_a_checkpoint_of_a_version_without_kernels_resumes_without_them(
     state = json.loads((checkpoints(run)[-1] / "state.json").read_text())
     del state["settings"]["kernels"], state["versions"]["kernels"]
     assert State(**state).config().kernels == "off"
+
+
+def test_a_resumed_run_keeps_its_kernels_where_its_weights_now_fail_the_probe(
+    text: Path, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(settings(text, small, tmp_path / "whole", max_steps=7)).folder
+    with monkeypatch.context() as patch:
+        interrupted_at(patch, 3)
+        with pytest.raises(Stopped):
+            train(settings(text, small, tmp_path / "stopped", max_steps=7))
+    monkeypatch.setattr(acceptance, "AS_FAR", 0.0)
+    monkeypatch.setattr(acceptance, "TOLERANCE", dict.fromkeys(acceptance.TOLERANCE, 0.0))
+    refused = train(settings(text, small, tmp_path / "refused", max_steps=1)).folder
+    assert last_state(refused).versions["kernels"] == "off"
+    assert bits(resume(tmp_path / "stopped").folder / "encoder") == bits(whole / "encoder")
