@@ -290,11 +290,11 @@ def _options(folder: Path, precision: str, steps: int) -> list[str]:
     vocabulary.write_text("".join(piece + "\n" for piece in ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]))
     tokenizer = BertTokenizer(str(vocabulary), model_max_length=32)
     torch.manual_seed(0)
-    sizes = {
-        "hidden_size": 32,
+    sizes = {  # the compiled kernels take them
+        "hidden_size": 64,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
-        "intermediate_size": 64,
+        "intermediate_size": 96,
         "max_position_embeddings": 32,
     }
     config = BertConfig(vocab_size=len(tokenizer), initializer_range=0.3, **sizes)  # type: ignore[arg-type]
