@@ -99,6 +99,13 @@ class Encoder(nn.Module):
         embeddings: Tensor = self.modules_after(self._pooled(tokens, lengths))
         return embeddings.float()
 
+    @property
+    def batches(self) -> str:
+        """How the sentences of a batch are computed, in words."""
+        if self.packed:
+            return "packed, [CLS] alone in the last layer" if self.first_only else "packed"
+        return "of equal lengths" if self.equal_lengths else "padded"
+
     def _pooled(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Return the pooled states (rows, hidden) in float32."""
         if self.first_only:

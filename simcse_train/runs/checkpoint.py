@@ -171,9 +171,9 @@ def load_state(checkpoint: Path) -> State:
         raise InputError(f"{checkpoint / STATE} was not written by this version of simcse-train ({reason}).") from None
 
 
-def load_checkpoint_encoder(checkpoint: Path, config: TrainConfig) -> Encoder:
-    """Return the encoder of a checkpoint with its head, as it was trained."""
-    encoder = load_encoder(checkpoint / ENCODER, pooling=config.pooling, dropout=config.dropout)
+def load_checkpoint_encoder(checkpoint: Path, config: TrainConfig, *, packed: bool = True) -> Encoder:
+    """Return the encoder of a checkpoint with its head, as it was trained; `packed` is that of `load_encoder`."""
+    encoder = load_encoder(checkpoint / ENCODER, pooling=config.pooling, dropout=config.dropout, packed=packed)
     head_file = checkpoint / HEAD
     if head_file.exists():
         encoder.head = projection_head(encoder.hidden_size, seed=config.seed)

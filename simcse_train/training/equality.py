@@ -21,7 +21,7 @@ PATHS = {"data", "pairs", "eval", "output", "model"}
 def require_equal_settings(config: TrainConfig) -> None:
     """Raise `InputError` if the processes were given different settings, or run different versions."""
     settings = {option(name): value for name, value in config.model_dump().items() if name not in PATHS}
-    _require_equal({**settings, "--data -": "-" in config.data, **versions("")})
+    _require_equal({**settings, "--data -": "-" in config.data, **versions()})
 
 
 def require_equal_data(
@@ -35,7 +35,7 @@ def require_equal_data(
             "the content of --data": corpus and corpus.fingerprint,
             "the content of --pairs": training_pairs and training_pairs.fingerprint,
             "the weights of the encoder": encoder_fingerprint(encoder),
-            "its batches": "packed" if encoder.packed else "padded",
+            "its batches": encoder.batches,
             "--device": config.device,
             "--precision": config.precision,
         }

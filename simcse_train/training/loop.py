@@ -37,7 +37,7 @@ from simcse_train.runs.start import load_start
 from simcse_train.training.compiled_optimizer import CompiledAdamW
 from simcse_train.training.monitor import Best, Monitor
 from simcse_train.training.optimizer import clear_gradients, keep_embedding_gradient, learning_rate_at, make_optimizer
-from simcse_train.training.plan import choose_kernels, make_batches, versions
+from simcse_train.training.plan import choose_kernels, computation, make_batches
 from simcse_train.training.step import forward_backward
 from simcse_train.training.stopping import StopRequests
 from simcse_train.training.teachers import Teachers
@@ -174,7 +174,7 @@ class Trainer:
             settings=self.config.model_dump(),
             base_model=Path(self.config.model).name,
             scaler=scaler.state_dict() if scaler is not None and scaler.is_enabled() else None,
-            versions=versions(self.kernels),
+            versions=computation(self.encoder, self.kernels),
             pairs=fingerprint(self.pairs),
             training_pairs=self.training_pairs.fingerprint if self.training_pairs is not None else None,
             counts=asdict(self.corpus.counts) if self.corpus is not None else None,

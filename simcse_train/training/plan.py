@@ -236,15 +236,20 @@ def check_disk(encoder: Encoder, config: TrainConfig, run: Path) -> None:
     check_space(run, weights, config.keep + bool(config.eval))
 
 
-def versions(kernels: str) -> dict[str, str]:
-    """Return what decides, besides the saved state, whether a run ends with the same bits.
-
-    `kernels` is what `choose_kernels` returned.
-    """
+def versions() -> dict[str, str]:
+    """Return the versions on which the last bits of a run depend."""
     return {
         "simcse-train": __version__,
         "torch": str(torch.__version__),
         "transformers": str(transformers.__version__),
         "python": sys.version.split()[0],
-        "kernels": kernels,
     }
+
+
+def computation(encoder: Encoder, kernels: str) -> dict[str, str]:
+    """Return what decides, besides the saved state, whether a run ends with the same bits.
+
+    How an encoder computes is found by trying it when it is loaded, on the weights that it has then. `kernels` is what
+    `choose_kernels` returned.
+    """
+    return {**versions(), "batches": encoder.batches, "kernels": kernels}

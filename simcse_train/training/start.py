@@ -45,10 +45,10 @@ from simcse_train.training.plan import (
     check_disk,
     choose_epochs,
     choose_objective,
+    computation,
     find_device,
     make_batches,
     resolve,
-    versions,
 )
 from simcse_train.training.stopping import StopRequests
 from simcse_train.training.teachers import needs_start
@@ -217,7 +217,8 @@ def _resumed_trainer(run: Path, checkpoint: Path, changes: Mapping[str, Any]) ->
             f"--eval {config.eval} does not hold the labelled pairs of the run: its content has changed, and scores "
             "would not compare. Restore the old pairs, or start a new run from the encoder with --model."
         )
-    encoder = load_checkpoint_encoder(checkpoint, config)
+    padded = state.versions.get("batches") == "padded"  # it goes on so, also if it could be packed now
+    encoder = load_checkpoint_encoder(checkpoint, config, packed=not padded)
     if distributed.is_main():
         check_disk(encoder, config, run)
     corpus, training_pairs = open_texts(config, encoder, expected=state.corpus)
@@ -236,8 +237,8 @@ def _resumed_trainer(run: Path, checkpoint: Path, changes: Mapping[str, Any]) ->
         drop_metrics_after(run, state.step)
         write_text(run / CONFIG, config_yaml(config))
     logger.info(f"Continuing from {checkpoint}, step {state.step} of {trainer.total}.")
-    before = {"kernels": "off"} | state.versions  # version 0.1.0 had none
-    now = versions(trainer.kernels)
+    now = computation(encoder, trainer.kernels)
+    before = {"kernels": "off", "batches": now["batches"]} | state.versions  # version 0.1.0 had none, or did not say
     differ = [f"{name} {before.get(name)}, now {new}" for name, new in now.items() if before.get(name) != new]
     if state.processes != distributed.world_size():
         differ.append(f"a run of {state.processes} processes, now {distributed.world_size()}")
