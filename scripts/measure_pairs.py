@@ -17,12 +17,10 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from simcse_train.config import make_config
-from simcse_train.encoders.encoder import Encoder
 from simcse_train.encoders.loading import load_encoder
-from simcse_train.search.index import nearest
+from simcse_train.evaluation.labels import score_neighbours
 from simcse_train.training.start import train
 
 
@@ -44,15 +42,6 @@ def draw_pairs(labels: list[str], sentences: list[str], count: int, seed: int) -
     return found
 
 
-def measure(encoder: Encoder, labels: list[str], sentences: list[str]) -> tuple[float, float]:
-    """Return how often the nearest sentence has the same label, and the share of the ten nearest, in per cent."""
-    rows = torch.from_numpy(encoder.encode(sentences))
-    places = nearest(rows, rows, 10, exclude=torch.arange(len(rows)))[1].numpy()
-    names = np.array(labels)
-    same = names[places] == names[:, None]  # (sentences, 10)
-    return 100 * float(same[:, 0].mean()), 100 * float(same.mean())
-
-
 def main() -> None:
     """Print a line before training and one per seed, then the means."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -66,7 +55,8 @@ def main() -> None:
     train_part, test_part = (
         read(arguments.domains / f"{arguments.domain}-{part}.tsv.gz") for part in ("train", "test")
     )
-    before = measure(load_encoder(arguments.model), *test_part)
+    labels, sentences = test_part
+    before = score_neighbours(load_encoder(arguments.model).encode(sentences), labels)
     print(f"{arguments.domain}, {len(test_part[0]):,} test sentences, {arguments.pairs} pairs of the training part")
     print(f"before        nearest {before[0]:.2f}  precision@10 {before[1]:.2f}", flush=True)
     gains = []
@@ -77,7 +67,8 @@ def main() -> None:
                 csv.writer(stream).writerows([("anchor", "positive"), *draw_pairs(*train_part, arguments.pairs, seed)])
             settings = {"pairs": str(file), "model": arguments.model, "seed": seed, "output": str(Path(folder) / "run")}
             given = dict(entry.split("=", 1) for entry in arguments.set)
-            after = measure(train(make_config({**settings, **given})).encoder, *test_part)
+            trained = train(make_config({**settings, **given})).encoder
+            after = score_neighbours(trained.encode(sentences), labels)
         gains.append([after[0] - before[0], after[1] - before[1]])
         line = f"nearest {after[0]:.2f} ({gains[-1][0]:+.2f})  precision@10 {after[1]:.2f} ({gains[-1][1]:+.2f})"
         print(f"seed {seed}        {line}", flush=True)

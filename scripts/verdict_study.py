@@ -38,10 +38,10 @@ from simcse_train.data.pairs import read_pairs
 from simcse_train.encoders.encoder import Encoder
 from simcse_train.encoders.loading import load_encoder
 from simcse_train.encoders.saving import save_encoder
+from simcse_train.evaluation.labels import score_neighbours
 from simcse_train.evaluation.sts import similarity_score
 from simcse_train.report.verdict import judge
 from simcse_train.runs.metrics import read_metrics
-from simcse_train.search.index import nearest
 from simcse_train.training.start import train
 
 WIKIPEDIA = "wikipedia-en"
@@ -107,10 +107,7 @@ def truth(encoder: Encoder, data: Path, name: str, sentences: list[str], labels:
     many = len(set(labels)) > MANY_LABELS
     chosen = np.arange(count) if many else np.linspace(0, len(sentences) - 1, count, dtype=np.int64)
     embeddings, names = encoder.encode([sentences[i] for i in chosen]), [labels[i] for i in chosen]
-    rows = torch.from_numpy(embeddings)
-    near = nearest(rows, rows, 10, exclude=torch.arange(len(rows)))[1].numpy()  # (sentences, 10)
-    same = np.array(names)[near] == np.array(names)[:, None]
-    found = {"nearest": 100 * float(same[:, 0].mean()), "precision@10": 100 * float(same.mean())}
+    found = dict(zip(("nearest", "precision@10"), score_neighbours(embeddings, names), strict=True))
     if len(set(names)) > MANY_LABELS:
         return found
     # One k-means run differs from the next by a point; the mean of several does not.

@@ -59,16 +59,25 @@ def evaluate_labels(
 def score_labels(embeddings: NDArray[np.float32], labels: Sequence[str]) -> LabelScores:
     """Return the measures of normalised embeddings (sentences, hidden) and the label of each."""
     _, numbers = np.unique(np.array(labels), return_inverse=True)
-    rows, label = torch.from_numpy(embeddings), torch.from_numpy(numbers)
-    _, found = nearest(rows, rows, min(NEIGHBOURS, len(rows) - 1), exclude=torch.arange(len(rows)))
-    same = (label[found] == label[:, None]).float()  # (sentences, ten)
+    first, precision = score_neighbours(embeddings, labels)
     return LabelScores(
         sentences=len(labels),
         labels=int(numbers.max()) + 1,
-        nearest=100 * float(same[:, 0].mean()),
-        precision=100 * float(same.mean()),
+        nearest=first,
+        precision=precision,
         nmi=_clustering_agreement(embeddings, numbers),
     )
+
+
+def score_neighbours(embeddings: NDArray[np.float32], labels: Sequence[str]) -> tuple[float, float]:
+    """Return how often the nearest other sentence has the same label, and the share of the ten nearest; x 100.
+
+    embeddings: (sentences, hidden), normalised.
+    """
+    rows, names = torch.from_numpy(embeddings), np.array(labels)
+    _, found = nearest(rows, rows, min(NEIGHBOURS, len(rows) - 1), exclude=torch.arange(len(rows)))
+    same = names[found.numpy()] == names[:, None]  # (sentences, ten)
+    return 100 * float(same[:, 0].mean()), 100 * float(same.mean())
 
 
 def _clustering_agreement(embeddings: NDArray[np.float32], numbers: NDArray[np.intp]) -> float:
