@@ -65,6 +65,7 @@ def new_run_folder(config: TrainConfig) -> Path:
                 f"--output {run} {what}. Choose another folder, or continue that run: {command()} --resume {run}."
             )
         run.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(run / START, ignore_errors=True)  # of a run that was killed before its settings were written
         (run / LOCK).touch()
     except OSError as error:
         raise InputError(
@@ -74,7 +75,7 @@ def new_run_folder(config: TrainConfig) -> Path:
 
 
 def _is_leftover(path: Path) -> bool:
-    return path.name == LOCK or path.name.endswith(PARTIAL)
+    return path.name in (LOCK, START) or path.name.endswith(PARTIAL)
 
 
 def remove_unused(run: Path) -> None:

@@ -29,11 +29,19 @@ def load_start(run: Path, config: TrainConfig) -> Encoder:
 
     Raises `InputError` if the copy is damaged, or if there is none and the model cannot be loaded.
     """
+    return load_encoder(source_of_start(run, config), pooling=config.pooling).eval().requires_grad_(False)
+
+
+def source_of_start(run: Path, config: TrainConfig) -> str:
+    """Return where the encoder is that a run starts from: its copy in the run folder, else the model's own name.
+
+    Raises `InputError` if the copy is damaged.
+    """
     if not (run / START).exists():
-        return load_encoder(config.model, pooling=config.pooling).eval().requires_grad_(False)
+        return config.model
     if reason := damage(run / START, "config.json"):
         raise InputError(
             f"{run / START}, the encoder that the run started from, cannot be used: {reason}. Restore that folder, or "
             "start a new run."
         )
-    return load_encoder(run / START, pooling=config.pooling).eval().requires_grad_(False)
+    return str(run / START)

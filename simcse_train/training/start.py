@@ -36,7 +36,7 @@ from simcse_train.runs.folder import (
     run_folder,
 )
 from simcse_train.runs.metrics import drop_metrics_after, read_metrics
-from simcse_train.runs.start import keep_start
+from simcse_train.runs.start import keep_start, source_of_start
 from simcse_train.runs.trackers import tracked
 from simcse_train.training.equality import require_equal_data, require_equal_kernels, require_equal_settings
 from simcse_train.training.loop import Trainer
@@ -165,14 +165,17 @@ def _new_trainer(run: Path, config: TrainConfig, encoder: Encoder | None = None)
     if config.pairs:
         one_file(Path(config.pairs), "--pairs")
     pairs = labelled_pairs(config)
-    encoder = encoder or load_encoder(config.model, pooling=config.pooling, dropout=config.dropout)
-    if config.model == STARTER:
+    given = encoder is not None
+    encoder = encoder or load_encoder(source_of_start(run, config), pooling=config.pooling, dropout=config.dropout)
+    if config.model == STARTER and not given:
         logger.info(
             "Encoder: the bundled starter, a small English BERT. --model takes any other, such as bert-base-uncased."
         )
     config = resolve(config, encoder, run)
     if distributed.is_main():
         check_disk(encoder, config, run)
+        if given:  # no file of the user's has it: resuming, the report and an export of the start need a copy
+            keep_start(run, encoder)
         # From here on a run that is killed can be resumed, also while a long text is tokenised.
         write_text(run / CONFIG, config_yaml(config))
     if config.projection == "on":

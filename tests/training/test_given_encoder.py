@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from simcse_train import load_encoder, resume, train
-from simcse_train.config import make_config
+from simcse_train.config import make_config, read_settings
 from simcse_train.encoders import probing
+from simcse_train.encoders.saving import save_encoder
 from simcse_train.errors import Stopped
+from simcse_train.runs.start import load_start
 from tests.training.test_loop import bits, interrupted_at, settings
 
 
@@ -37,6 +41,39 @@ def test_a_run_trains_the_encoder_that_it_is_given(
     trained = run.encoder.model.get_input_embeddings()
     assert isinstance(trained, torch.nn.Embedding)
     assert torch.allclose(trained.weight, given, atol=1e-6)
+    # What is measured and exported as the start is the encoder that was given, not the one of config.model.
+    start = load_start(run.folder, make_config(read_settings(run.folder / "config.yaml"))).model.get_input_embeddings()
+    assert isinstance(start, torch.nn.Embedding)
+    assert torch.equal(start.weight, given)
+
+
+def test_a_given_encoder_is_trained_again_after_a_kill_before_the_first_checkpoint(
+    tiny: Path, text: Path, tmp_path: Path
+) -> None:
+    """A copy of it is in the run folder before the settings are, so that no resumed run begins with another encoder."""
+    given = load_encoder(tiny)
+    embeddings = given.model.get_input_embeddings()
+    assert isinstance(embeddings, torch.nn.Embedding)
+    with torch.no_grad():
+        embeddings.weight.mul_(3)
+    save_encoder(given, tmp_path / "changed")
+    changed, killed = str(tmp_path / "changed"), tmp_path / "killed"
+    code = f"""
+import os
+from simcse_train import load_encoder, train
+from simcse_train.config import make_config
+from simcse_train.training import start
+start.open_texts = lambda *_: os._exit(9)
+train(make_config({settings(text, tiny, killed, max_steps=2).model_dump()!r}), load_encoder({changed!r}))
+"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 9
+    resumed = resume(killed).folder
+    whole = train(settings(text, tiny, tmp_path / "whole", max_steps=2), load_encoder(tmp_path / "changed")).folder
+    assert bits(resumed / "encoder") == bits(whole / "encoder")
+    # The copy that a run leaves when it is killed before its settings are written is not the start of another run.
+    save_encoder(given, tmp_path / "again" / "start")
+    again, new = (train(settings(text, tiny, tmp_path / name, max_steps=2)).folder for name in ("again", "new"))
+    assert bits(again / "encoder") == bits(new / "encoder")
 
 
 def test_padded_training_is_resumed_padded_or_the_difference_is_named(
