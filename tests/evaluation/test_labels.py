@@ -86,3 +86,14 @@ def test_an_encoder_is_scored_on_labels(tiny: Path, tmp_path: Path) -> None:
     assert scores.sentences == 6
     assert json.loads(as_json(scores))["precision"] == pytest.approx(scores.precision)
     assert "precision@10" in table(scores, "x.tsv")
+
+
+def test_clusters_beyond_the_limit_are_left_out_and_the_table_says_so() -> None:
+    count = 6000
+    embeddings = np.random.default_rng(0).normal(size=(count, 2)).astype(np.float32)
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    many = score_labels(embeddings, [str(i // 2) for i in range(count)])  # 3,000 labels: minutes of k-means
+    assert many.nmi is None
+    assert "NMI of k-means" in table(many, "x.tsv") and "left out" in table(many, "x.tsv")
+    assert json.loads(as_json(many))["nmi"] is None
+    assert score_labels(embeddings, [str(i % 2) for i in range(count)]).nmi is not None
