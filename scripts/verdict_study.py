@@ -4,10 +4,10 @@
     python scripts/verdict_study.py --read study.jsonl
 
 Each run trains without labels on a text, then the truth is measured. On a labelled domain (DOMAIN-train.tsv.gz, the
-labels only judge) it is how often the nearest other sentence has the same label, precision@10 and NMI of k-means. Three
-further texts have labels by the way they were made: five descriptions of one image (captions-en), a hundred successive
-entries of a dictionary in the order of meaning (wordnet-definitions), forty successive sentences of film reviews
-(movie_reviews). On Wikipedia the truth is STS-B test.
+labels only judge) it is how often the nearest other sentence has the same label, precision@10 and NMI of k-means.
+Further texts have labels by the way they were made: five descriptions of one image (captions-en), a hundred successive
+entries of a dictionary in the order of meaning (wordnet-definitions, wordnet-headed), forty successive sentences of
+film reviews, plays or speeches (movie_reviews, shakespeare, state_union). On Wikipedia the truth is STS-B test.
 
 A line of the output holds the run, the truth before and after, and what the program measured and said. `weak:ENCODER`
 is a copy of an encoder with noise in its weights, `random:ENCODER` one with new weights. Prints two tables: the mean
@@ -48,6 +48,14 @@ WIKIPEDIA = "wikipedia-en"
 CLUSTERINGS = 10
 MANY_LABELS = 300  # beyond that, k-means with a cluster a label takes minutes and says little
 IMAGES = 29_000  # of captions-en, whose descriptions stand in five passes through the images
+# Texts in which a label is a block of successive lines: how many lines to read, how many blocks, lines in each.
+BLOCKS: dict[str, tuple[int | None, int, int]] = {
+    "wordnet-definitions": (80_000, 100, 100),  # the first are nouns
+    "wordnet-headed": (80_000, 100, 100),
+    "movie_reviews": (None, 250, 40),
+    "state_union": (None, 250, 40),
+    "shakespeare": (None, 250, 40),
+}
 CLEAR = 1.0  # points of mean change from which the truth is clear
 
 
@@ -58,10 +66,9 @@ def read_text(data: Path, name: str, lines: int) -> tuple[list[str], list[str]]:
     if name == "captions-en":
         passes = np.array(_lines(data / "corpora" / f"{name}.txt.gz"))[: 5 * IMAGES].reshape(5, IMAGES)
         return passes[:, :2000].T.flatten().tolist(), np.arange(2000).repeat(5).astype(str).tolist()
-    if name == "wordnet-definitions":
-        return _blocks(_lines(data / "corpora" / f"{name}.txt.gz", 80_000), 100, 100)  # the first are nouns
-    if name == "movie_reviews":
-        return _blocks(_lines(data / "corpora" / f"{name}.txt.gz"), 250, 40)
+    if name in BLOCKS:
+        read, count, size = BLOCKS[name]
+        return _blocks(_lines(data / "corpora" / f"{name}.txt.gz", read), count, size)
     rows = [line.split("\t", 1) for line in _lines(data / "domains" / f"{name}-train.tsv.gz")]
     return [sentence for _, sentence in rows], [label for label, _ in rows]
 
