@@ -21,7 +21,7 @@ from pydantic.fields import FieldInfo
 
 from simcse_train import launcher
 from simcse_train.cli import compare, encoders, runs, texts  # noqa: F401 (their commands register themselves)
-from simcse_train.cli.app import app, quiet
+from simcse_train.cli.app import app, quiet, require_text
 from simcse_train.config import TrainConfig, choices, make_config, option, read_settings
 from simcse_train.data.display import visible
 from simcse_train.errors import InputError, ProcessLost, SaveError, Stopped, TrainingError
@@ -75,6 +75,7 @@ def train_command(
             run = resume_run(resume, {**from_file, **given})
         else:
             validated = make_config({**from_file, **given})
+            require_text(validated.data)
             quiet()
             from simcse_train.training.start import train
 

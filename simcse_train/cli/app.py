@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
+
+from simcse_train.data.files import find_files
 
 EncoderArgument = Annotated[
     str, typer.Argument(metavar="ENCODER", help="An export, a run, a checkpoint, or a model's name.")
@@ -43,6 +46,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
+
+
+def require_text(data: Iterable[str], option: str = "--data") -> None:
+    """Raise `InputError` if a text is not there, before the seconds that importing and loading the encoder take."""
+    find_files((entry for entry in data if entry != "-"), option)
 
 
 def quiet() -> None:

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from simcse_train.cli.app import EncoderArgument, EncodingOption, PoolingOption, TextColumnOption, app, quiet
+from simcse_train.cli.app import (
+    EncoderArgument,
+    EncodingOption,
+    PoolingOption,
+    TextColumnOption,
+    app,
+    quiet,
+    require_text,
+)
 from simcse_train.cli.serving import PortOption, ServeOption, check_serve, serve_pages
 from simcse_train.errors import InputError
 
@@ -57,6 +65,7 @@ def compare_command(
     for option, path in (("--write-eval", write_eval), ("--write-pairs", write_pairs)):
         if path is not None and path.suffix != ".jsonl":
             raise InputError(f"{option} {path} must end in .jsonl.")
+    require_text(data)
     quiet()
     from simcse_train.data.files import one_file
     from simcse_train.data.pairs import read_pairs

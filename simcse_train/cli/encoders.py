@@ -8,7 +8,15 @@ from typing import Annotated
 
 import typer
 
-from simcse_train.cli.app import EncoderArgument, EncodingOption, PoolingOption, TextColumnOption, app, quiet
+from simcse_train.cli.app import (
+    EncoderArgument,
+    EncodingOption,
+    PoolingOption,
+    TextColumnOption,
+    app,
+    quiet,
+    require_text,
+)
 from simcse_train.cli.serving import PortOption, ServeOption, check_serve, serve_pages
 from simcse_train.errors import InputError
 
@@ -67,6 +75,7 @@ def encode_command(
     pooling: PoolingOption = "auto",
 ) -> None:
     """Write one float32 row per record of a text."""
+    require_text([source], "INPUT")
     quiet()
     from simcse_train import distributed
     from simcse_train.export.folder import load_saved_encoder
@@ -104,6 +113,7 @@ def search_command(
         raise InputError("--beside is for --serve.")
     if serve and query is not None:
         raise InputError("--serve takes its queries from the page: leave the query out.")
+    require_text(data)
     quiet()
     from simcse_train.data.display import shown
     from simcse_train.export.folder import load_saved_encoder

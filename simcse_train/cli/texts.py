@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from simcse_train.cli.app import EncodingOption, PoolingOption, TextColumnOption, app, quiet
+from simcse_train.cli.app import EncodingOption, PoolingOption, TextColumnOption, app, quiet, require_text
 from simcse_train.config import STARTER, TrainConfig
 
 _DEFAULTS = {name: field.default for name, field in TrainConfig.model_fields.items()}
@@ -26,6 +26,7 @@ def inspect_command(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
     """Look at a text and an encoder before training: lengths, similar sentences, settings that fit."""
+    require_text(data)
     quiet()
     from simcse_train.report.inspect import as_text, inspect_text
 

@@ -119,11 +119,22 @@ def test_an_unknown_model_is_refused_at_once_without_a_network(tmp_path: Path, t
     assert "--model starter" in done.stderr
 
 
-def test_help_does_not_wait_for_torch() -> None:
-    code = "import sys; sys.argv = ['simcse-train', '--help']\nfrom simcse_train.cli import main\n\
-try:\n    main()\nfinally:\n    print(sorted({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "--temperature" in done.stdout
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        (["--help"], "--temperature"),
+        (["--data", "nowhere.txt"], "--data nowhere.txt: there is no such file"),
+        (["inspect", "--data", "nowhere.txt"], "--data nowhere.txt: there is no such file"),
+        (["encode", "starter", "nowhere.txt", "x.npy"], "INPUT nowhere.txt: there is no such file"),
+        (["search", "starter", "--data", "nowhere.txt", "q"], "--data nowhere.txt: there is no such file"),
+        (["compare", "starter", "x", "--data", "nowhere.txt"], "--data nowhere.txt: there is no such file"),
+    ],
+)
+def test_help_and_a_wrong_path_do_not_wait_for_torch(arguments: list[str], shown: str) -> None:
+    code = f"import sys; sys.argv = ['simcse-train', *{arguments!r}]\nfrom simcse_train.cli import main\n\
+try:\n    main()\nfinally:\n    print(sorted({{'torch', 'transformers', 'numpy'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert shown in done.stdout + done.stderr
     assert done.stdout.endswith("[]\n")
 
 
