@@ -26,9 +26,9 @@ import typer
 
 from simcse_train import load_encoder
 from simcse_train.cli.app import quiet
+from simcse_train.data.sample import sample_text
 from simcse_train.encoders.encoder import Encoder
 from simcse_train.export.onnx import GRAPH, describe, embed_with_onnxruntime, export_onnx
-from simcse_train.report.inspect import sample_text
 from tests.encoders.families import make_family
 
 PEER = """

@@ -26,6 +26,7 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import DebertaV2Encoder,
 
 from simcse_train import load_encoder
 from simcse_train.cli.app import quiet
+from simcse_train.data.sample import sample_text
 from simcse_train.encoders import padding
 from simcse_train.encoders.encoder import Encoder
 from simcse_train.encoders.loading import STARTER_FOLDER
@@ -33,7 +34,6 @@ from simcse_train.encoders.packing import pack
 from simcse_train.encoders.relative import CutEncoder, cut_relative_embeddings
 from simcse_train.objectives.ntxent import NTXent
 from simcse_train.objectives.objective import Rows
-from simcse_train.report.inspect import sample_text
 
 BATCH, STEPS = 64, 8
 SIZES: dict[str, Any] = {

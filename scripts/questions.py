@@ -12,13 +12,14 @@ import argparse
 
 import torch
 
+from simcse_train.data.sample import sample_text
 from simcse_train.encoders.loading import load_encoder
 from simcse_train.evaluation.geometry import embed_views
 from simcse_train.evaluation.hardness import gradient_shares, negative_cosines, view_cosine
 from simcse_train.objectives.infonce import InfoNCE
 from simcse_train.objectives.ntxent import NTXent
 from simcse_train.objectives.objective import Rows
-from simcse_train.report.inspect import DROPOUTS, TEMPERATURES, sample_text
+from simcse_train.report.inspect import DROPOUTS, TEMPERATURES
 from simcse_train.search.embeddings import embed_rows
 
 SENTENCES = ("A man plays the guitar.", "The market closed higher on Friday.")

@@ -24,6 +24,7 @@ from transformers import AutoModel
 from simcse_train.data.batches import held_out_sentences
 from simcse_train.data.corpus import open_corpus
 from simcse_train.data.display import shown
+from simcse_train.data.sample import sample_text
 from simcse_train.encoders.encoder import Encoder
 from simcse_train.encoders.pooling import pool
 from simcse_train.encoders.saving import save_encoder
@@ -31,7 +32,7 @@ from simcse_train.errors import InputError, SaveError
 from simcse_train.export.folder import PROBES, load_chosen, load_saved_encoder
 from simcse_train.export.model_card import as_code, licence, model_card
 from simcse_train.runs.atomic import write_folder
-from simcse_train.runs.checkpoint import find_checkpoint
+from simcse_train.runs.checkpoint import State, find_checkpoint
 from simcse_train.runs.folder import checkpoints
 from simcse_train.search.index import nearest
 
@@ -39,6 +40,7 @@ GRAPH = "onnx/model.onnx"
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-4  # of each value of a normalised embedding, in float32
 NEIGHBOURS = 10
+SENTENCES = 2000  # of a given text, on which an export is checked
 BATCH = 32
 
 
@@ -148,26 +150,35 @@ def embed_with_onnxruntime(graph: Path, encoder: Encoder, sentences: Sequence[st
 
 def _load(source: Path, which: str | None, data: Sequence[str], name: str) -> tuple[Encoder, list[str], str]:
     """Return the encoder to export, the sentences to check it on, and the model card of an export of this name."""
+    sentences = sample_text(data, None, SENTENCES)[1] if data else []
     if not checkpoints(source):
         encoder = load_saved_encoder(str(source))
         card = CARD.format(name=escape(shown(name)), metadata=licence(str(source)), source=as_code(source.name))
-        return encoder, _sentences(encoder, data, None) if data else [], card
+        return encoder, sentences, card
     state, encoder = load_chosen(source, find_checkpoint(source)[0], which)
-    config = state.config()
     encoder.head = None
     card = model_card(encoder, state, source, name, backend="onnx")
+    return encoder, sentences or _held_out(encoder, state), card
+
+
+def _held_out(encoder: Encoder, state: State) -> list[str]:
+    """Return the sentences that a run held out, of its tokenised text in the cache; none if the text is gone."""
+    config = state.config()
+    if not config.data:
+        return []
     try:
-        return encoder, _sentences(encoder, data or config.data, None if data else config.text_column), card
-    except InputError:
-        if data:
-            raise
-        return encoder, [], card  # the run's text is gone; whether it is needed is for the caller to say
-
-
-def _sentences(encoder: Encoder, data: Sequence[str], text_column: str | None) -> list[str]:
-    corpus = open_corpus(data, text_column, encoder.tokenizer, encoder.max_length)
+        corpus = open_corpus(
+            config.data,
+            config.text_column,
+            encoder.tokenizer,
+            config.max_length,
+            expected=state.corpus,
+            encoding=config.encoding,
+        )
+    except InputError:  # whether sentences are needed is for the caller to say
+        return []
     numbers = held_out_sentences(len(corpus))
-    return corpus.texts(numbers if len(numbers) >= 2 * NEIGHBOURS else np.arange(min(len(corpus), 2000)))
+    return corpus.texts(numbers if len(numbers) >= 2 * NEIGHBOURS else np.arange(min(len(corpus), SENTENCES)))
 
 
 class _States(nn.Module):

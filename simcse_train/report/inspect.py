@@ -6,9 +6,7 @@ minute.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -17,9 +15,7 @@ from torch import Tensor
 
 from simcse_train.config import option
 from simcse_train.data.display import shown
-from simcse_train.data.files import find_files, open_file
-from simcse_train.data.source import named
-from simcse_train.data.texts import read_texts
+from simcse_train.data.sample import LineCounts, sample_text
 from simcse_train.encoders.loading import load_encoder
 from simcse_train.encoders.tokenizer import SentenceTokenizer
 from simcse_train.errors import InputError
@@ -44,15 +40,6 @@ NEAR_DUPLICATE = 0.95  # cosine above which two different lines say the same
 
 
 @dataclass(frozen=True)
-class Counts:
-    """Lines of the whole text."""
-
-    lines: int
-    empty: int
-    duplicates: int
-
-
-@dataclass(frozen=True)
 class Lengths:
     """Tokens per sentence of the sample, special tokens included, and the share that `--max-length` cuts."""
 
@@ -65,7 +52,7 @@ class Lengths:
 class Inspection:
     """What was found; cosines are those of the encoder before training."""
 
-    counts: Counts
+    counts: LineCounts
     sampled: int
     lengths: Lengths
     near_duplicates: float  # share of the sample with another line above NEAR_DUPLICATE
@@ -125,39 +112,6 @@ def inspect_text(
         recommended=" ".join(f"{option(name)} {value}" for name, value in settings.items()),
         reason=reason,
     )
-
-
-def sample_text(
-    data: Sequence[str], text_column: str | None, size: int, encoding: str | None = None
-) -> tuple[Counts, list[str]]:
-    """Return the counts of a text and a random sample of its distinct sentences, in random order.
-
-    Memory grows by eight bytes and an entry of a set for each distinct line. Raises `InputError` if a file cannot be
-    read.
-    """
-    generator = random.Random(0)
-    seen: set[int] = set()
-    sample: list[str] = []
-    lines = empty = duplicates = 0
-    for path in find_files(data):
-        with open_file(path) as raw:
-            for line in read_texts(raw, named(path, text_column=text_column, encoding=encoding)):
-                lines += 1
-                sentence = line.strip()
-                if not sentence:
-                    empty += 1
-                    continue
-                digest = int.from_bytes(hashlib.blake2b(sentence.encode(), digest_size=8).digest(), "little")
-                if digest in seen:
-                    duplicates += 1
-                    continue
-                seen.add(digest)
-                if len(sample) < size:  # reservoir sampling (Vitter 1985, algorithm R)
-                    sample.append(sentence)
-                elif (place := generator.randrange(len(seen))) < size:
-                    sample[place] = sentence
-    generator.shuffle(sample)
-    return Counts(lines, empty, duplicates), sample
 
 
 def _lengths(tokenizer: SentenceTokenizer, sample: Sequence[str], max_length: int, longest: int) -> Lengths:

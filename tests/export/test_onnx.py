@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from simcse_train import train
+from simcse_train.cache import cache_folder
 from simcse_train.encoders.loading import load_encoder
 from simcse_train.errors import InputError, SaveError
 from simcse_train.export import onnx
@@ -13,6 +15,7 @@ from simcse_train.export.folder import PROBES
 from simcse_train.export.onnx import export_onnx
 from tests.conftest import EXAMPLES
 from tests.encoders.families import make_family
+from tests.training.test_loop import settings
 
 for package in onnx.PACKAGES:
     pytest.importorskip(package, reason=f"{package} is not installed")
@@ -53,6 +56,19 @@ def test_int8_is_smaller_and_says_what_it_keeps(minilm: Path, text: Path, tmp_pa
     assert f"keeps {100 * found.neighbours_kept:.1f} %" in (tmp_path / "int8" / "README.md").read_text()
     with pytest.raises(InputError, match="Name a text with --data"):
         export_onnx(minilm, tmp_path / "unchecked", int8=True)
+
+
+def test_a_run_is_checked_on_its_text_in_the_cache_and_another_text_is_not_tokenised(
+    tiny: Path, text: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "german.txt"
+    lines = [f"{line} grün, weiß und schön" for line in text.read_text(encoding="utf-8").splitlines()]
+    other.write_text("\n".join(lines), encoding="utf-16-le")  # read only with --encoding
+    run = train(settings(other, tiny, tmp_path / "run", max_steps=1, encoding="utf-16-le")).folder
+    cached = sorted(cache_folder().iterdir())
+    assert export_onnx(run, tmp_path / "first").sentences == 120 + len(PROBES)
+    assert export_onnx(run, tmp_path / "second", data=[str(text)]).sentences == 120 + len(PROBES)
+    assert sorted(cache_folder().iterdir()) == cached
 
 
 def test_a_graph_that_differs_is_not_put_in_place(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
