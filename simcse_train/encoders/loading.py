@@ -50,10 +50,11 @@ def load_encoder(
 ) -> Encoder:
     """Load a sentence encoder: `starter`, a folder (of a model, a checkpoint or a finished run) or a Hugging Face name.
 
-    `pooling` auto follows the model's own sentence-transformers files; without them it is cls, and last for a model
-    that reads from left to right. `dropout` replaces the model's own. With `packed` false, batches are padded even
-    where the model can be packed. The encoder is in evaluation mode, in float32, on the
-    CPU, and gives what transformers gives for the same files. Raises `InputError` if it cannot be loaded or used.
+    `pooling` auto follows the model's own sentence-transformers files; without them it is cls, last for a model that
+    reads from left to right, and mean where the tokenizer puts no token before a sentence. `dropout` replaces the
+    model's own. With `packed` false, batches are padded even where the model can be packed. The encoder is in
+    evaluation mode, in float32, on the CPU, and gives what transformers gives for the same files. Raises `InputError`
+    if it cannot be loaded or used.
     """
     source = Source(str(name_or_path))
     with _explained(source):
@@ -208,6 +209,7 @@ def _max_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, foun
 
 def _choose_pooling(encoder: Encoder, wanted: str, name: str) -> str:
     """Return the pooling to use; raises `InputError` if its token knows nothing of the sentence."""
+    is_open = wanted == "auto" and encoder.folder.pooling is None
     chosen = (encoder.folder.pooling or "cls") if wanted == "auto" else wanted
     first, last = first_and_last_know(encoder)
     if not (first or last):
@@ -215,7 +217,7 @@ def _choose_pooling(encoder: Encoder, wanted: str, name: str) -> str:
             f"The encoder {name}, of the type {encoder.model.config.model_type}, gives each token a state that "
             "depends on that token alone: its attention does nothing on this machine. Choose another --model."
         )
-    if not first and wanted == "auto" and encoder.folder.pooling is None:
+    if not first and is_open:
         encoder.notes.append("This encoder reads from left to right: the last token's state is the embedding.")
         return "last"
     if not first and "cls" in chosen.split("+"):
@@ -223,6 +225,12 @@ def _choose_pooling(encoder: Encoder, wanted: str, name: str) -> str:
             f"The encoder {name} reads from left to right, so that its first token knows nothing of the sentence, and "
             "pooling cls would give all sentences one embedding. Use --pooling last or --pooling mean."
         )
+    if "cls" in chosen.split("+") and not encoder.tokenizer.has_first_token:
+        begins = "This encoder's tokenizer puts no token such as [CLS] before a sentence: "
+        encoder.notes.append(
+            begins + ("the embedding is the mean of all states." if is_open else "pooling cls takes that of a word.")
+        )
+        return "mean" if is_open else chosen
     return chosen
 
 

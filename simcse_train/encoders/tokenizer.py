@@ -14,6 +14,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Sequence
+from typing import Any
 
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
@@ -23,6 +24,8 @@ from transformers.tokenization_python import Trie
 # line of 100 MB would keep the tokenizer busy for minutes.
 MAX_CHARACTERS = 20_000
 CHARACTERS_PER_TOKEN = 64
+
+HIDDEN = "\ufdd0"  # no character of Unicode: programs may use it inside, and no text has it
 
 # Sentences on which a loaded encoder and its tokenizer are checked.
 PROBES = ("One.", "A somewhat longer sentence stands beside it.", "Three of them.")
@@ -45,6 +48,11 @@ class SentenceTokenizer:
     def special_tokens(self) -> int:
         """The number of tokens that every sentence has: those of the prompt and the special ones around it."""
         return self.opening + self.closing
+
+    @property
+    def has_first_token(self) -> bool:
+        """Whether a token such as `[CLS]` stands before every sentence; T5's and XLNet's tokenizers put none there."""
+        return self._added[0] > 0
 
     @property
     def padding_id(self) -> int:
@@ -118,12 +126,40 @@ def _for_reading(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
         if whole and hasattr(tokenizer, "tokens_trie"):  # here the setting would split all added tokens
             reading.split_special_tokens = False
             reading.tokens_trie = Trie(whole)
-    elif any(token.special for token in tokenizer.added_tokens_decoder.values() if token.content in whole):
+        return reading
+    hidden = _own_special_tokens(tokenizer) if _finds_own_tokens(tokenizer) else []
+    if hidden or any(token.special for token in tokenizer.added_tokens_decoder.values() if token.content in whole):
         settings = json.loads(tokenizer.backend_tokenizer.to_str())
         for token in settings["added_tokens"]:
             token["special"] = token["special"] and token["content"] not in whole
+        _hide(settings, set(hidden))
         reading._tokenizer = Tokenizer.from_str(json.dumps(settings))
     return reading
+
+
+def _finds_own_tokens(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether the class's own tokens come out of a text that has them, as the unigram model's pieces do."""
+    backend = tokenizer.backend_tokenizer
+    backend.encode_special_tokens = True
+    own = set(_own_special_tokens(tokenizer)) - {tokenizer.unk_token}  # what is unknown always comes out as that
+    return any(
+        backend.token_to_id(token) in backend.encode(f"a {token} b", add_special_tokens=False).ids for token in own
+    )
+
+
+def _hide(settings: dict[str, Any], tokens: set[str]) -> None:
+    """Rename tokens in the settings of a tokenizer, to what no text contains; their ids stay."""
+    model = settings["model"]
+    if not tokens:
+        return
+    if isinstance(model["vocab"], dict):
+        model["vocab"] = {HIDDEN * (piece in tokens) + piece: i for piece, i in model["vocab"].items()}
+        if model.get("unk_token") in tokens:
+            model["unk_token"] = HIDDEN + model["unk_token"]
+    else:
+        model["vocab"] = [[HIDDEN * (piece in tokens) + piece, score] for piece, score in model["vocab"]]
+    for token in settings["added_tokens"]:
+        token["content"] = HIDDEN * (token["content"] in tokens) + token["content"]
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length: int) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""A small random encoder of every encoder-only text family of transformers, all with one WordPiece vocabulary.
+"""A small random encoder of every encoder-only text family of transformers, with its own kind of tokenizer.
 
 Two layers of 32 values, and positions for 700 tokens. `EXPECTED` says how each family is computed, or with what words
 it is refused; `LEFT_OUT` says why a family is not built here.
@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import CONFIG_MAPPING, AutoModel, BertTokenizer
+from transformers import CONFIG_MAPPING, AutoModel
 
-from tests.conftest import write_vocabulary
+from tests.encoders.tokenizers import make_tokenizer
 
 POSITIONS = 700
 
@@ -24,9 +24,6 @@ SIZES: dict[str, Any] = {
     "intermediate_size": 64,
     "max_position_embeddings": POSITIONS,
     "initializer_range": 0.3,
-    "pad_token_id": 0,
-    "bos_token_id": 2,
-    "eos_token_id": 3,
     "hidden_dropout_prob": 0.1,
     "attention_probs_dropout_prob": 0.1,
     "attention_dropout": 0.1,
@@ -156,6 +153,8 @@ COMPUTED = tuple(family for family in EXPECTED if family not in REFUSED)
 
 # Their first token knows nothing of the rest: the last one is pooled.
 LEFT_TO_RIGHT = ("qwen2", "qwen3", "mistral", "gpt2", "modernbert-decoder", "clip_text_model")
+# Their tokenizers put no token before a sentence: the mean is pooled.
+WITHOUT_FIRST_TOKEN = ("bert-generation", "mt5", "openai_privacy_filter", "reformer", "t5", "umt5", "xlnet")
 NOT_TRAINED = ("reformer",)  # it seeds its noise from the system, so that no run could be resumed
 FLOAT32_ONLY = ("deberta", "xmod")  # they end in a traceback under bfloat16 autocast
 
@@ -172,11 +171,13 @@ LEFT_OUT = {
 def make_member(family: str, folder: Path, **changes: Any) -> Path:
     """Save a random encoder of a family with its tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = BertTokenizer(str(write_vocabulary(folder)), do_lower_case=True, model_max_length=POSITIONS - 8)
+    tokenizer: Any = make_tokenizer(family, folder, POSITIONS - 8)
     config_class = CONFIG_MAPPING[family]
     known = config_class()
     names = getattr(config_class, "attribute_map", {})
-    wanted = {**SIZES, "vocab_size": len(tokenizer) + 8}
+    numbers = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    known_numbers = {name: number for name, number in numbers.items() if number is not None}
+    wanted = {**SIZES, **known_numbers, "vocab_size": len(tokenizer) + 8}
     settings = {names.get(name, name): value for name, value in wanted.items() if hasattr(known, names.get(name, name))}
     for name in UNSETTABLE.get(family, ()):
         del settings[name]
