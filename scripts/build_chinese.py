@@ -50,6 +50,7 @@ BATCH = 128
 LEARNING_RATE = 1e-3
 WARM_UP = 0.05  # share of the time
 MASKED, AS_MASK, AS_RANDOM = 0.15, 0.8, 0.1
+LENGTHS, COUNTS = 4, 64  # what lengths and numbers of masked tokens are multiples of: a new shape is compiled anew
 SIMCSE_STEPS = 250
 
 
@@ -65,16 +66,26 @@ def build_tokenizer(sentences: list[str], folder: Path) -> PreTrainedTokenizerBa
 
 
 def endless_batches(rows: list[list[int]], seed: int) -> Iterator[list[list[int]]]:
-    """Yield batches of rows of similar length, epoch after epoch, each in another order."""
+    """Yield whole batches of rows of similar length, epoch after epoch, each in another order."""
     lengths = np.array([len(row) for row in rows])
     for epoch in itertools.count():
         for batch in batches_by_length(lengths, BATCH, np.random.default_rng([seed, epoch])):
-            yield [rows[i] for i in batch]
+            if len(batch) == BATCH:
+                yield [rows[i] for i in batch]
+
+
+def pad_to_multiple(rows: list[list[int]]) -> dict[str, Tensor]:
+    """Return input ids and mask, each (rows, longest row), the longest rounded up to a multiple of `LENGTHS`."""
+    inputs = pad(rows)
+    surplus = -inputs["input_ids"].shape[1] % LENGTHS
+    return {name: torch.nn.functional.pad(tensor, (0, surplus)) for name, tensor in inputs.items()}
 
 
 def mask_tokens(ids: Tensor, tokenizer: PreTrainedTokenizerBase) -> tuple[Tensor, Tensor]:
     """Return token ids (rows, longest) with some replaced, and which of them are to be predicted (rows, longest)."""
-    chosen = (torch.rand(ids.shape) < MASKED) & (ids >= len(SPECIAL))
+    order = torch.rand(ids.shape).masked_fill_(ids < len(SPECIAL), 2.0).flatten().argsort()
+    count = max(1, round(MASKED * int((ids >= len(SPECIAL)).sum()) / COUNTS)) * COUNTS
+    chosen = torch.zeros(ids.numel(), dtype=torch.bool).index_fill_(0, order[:count], True).view(ids.shape)
     how = torch.rand(ids.shape)
     masked = torch.where(chosen & (how < AS_MASK), torch.tensor(tokenizer.mask_token_id), ids)
     other = torch.randint(len(SPECIAL), len(tokenizer), ids.shape)
@@ -95,7 +106,7 @@ def train_masked(model: BertForMaskedLM, rows: list[list[int]], tokenizer: PreTr
         done = spent / minutes
         if done >= 1:
             break
-        inputs = pad(batch)
+        inputs = pad_to_multiple(batch)
         ids, chosen = mask_tokens(inputs["input_ids"], tokenizer)
         with torch.autocast("cpu", torch.bfloat16, enabled=in_bfloat16):
             states = model.bert(ids, attention_mask=inputs["attention_mask"]).last_hidden_state

@@ -15,7 +15,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
-from transformers import (  # type: ignore[attr-defined]
+from transformers import (
     AlbertTokenizer,
     BertGenerationTokenizer,
     BertTokenizer,
@@ -56,13 +56,13 @@ def example_lines() -> list[str]:
 
 
 @cache
-def byte_level() -> tuple[dict[str, int], list[tuple[str, str]]]:
+def byte_level() -> tuple[dict[str, int], list[Any]]:
     """Return the vocabulary and the merges of a byte-level BPE."""
     return _trained(pre_tokenizers.ByteLevel(add_prefix_space=False), pre_tokenizers.ByteLevel.alphabet())
 
 
 @cache
-def word_ends() -> tuple[dict[str, int], list[tuple[str, str]]]:
+def word_ends() -> tuple[dict[str, int], list[Any]]:
     """Return those of a BPE that marks the ends of words, as CLIP's."""
     backend = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     backend.normalizer = normalizers.Lowercase()
@@ -77,7 +77,7 @@ def word_ends() -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 
 @cache
-def with_bytes() -> tuple[dict[str, int], list[tuple[str, str]]]:
+def with_bytes() -> tuple[dict[str, int], list[Any]]:
     """Return those of a BPE over whole texts, whose spaces are `▁`, as Gemma's and Mistral's."""
     return _trained(pre_tokenizers.Metaspace(prepend_scheme="never"), [])
 
@@ -90,18 +90,18 @@ def unigram() -> tuple[tuple[str, float], ...]:
     backend.train_from_iterator(
         example_lines(), trainers.UnigramTrainer(vocab_size=PIECES, unk_token="<unk>", show_progress=False)
     )
-    found = [(backend.id_to_token(i), -3.0 - i / 100) for i in range(backend.get_vocab_size())]
-    return tuple((piece, score) for piece, score in found if piece != "<unk>")
+    found = sorted(backend.get_vocab().items(), key=lambda item: item[1])
+    return tuple((piece, -3.0 - number / 100) for piece, number in found if piece != "<unk>")
 
 
-def _trained(before: Any, alphabet: list[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
+def _trained(before: Any, alphabet: list[str]) -> tuple[dict[str, int], list[Any]]:
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = before
     size = PIECES + len(alphabet)
     return _learned(backend, trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False))
 
 
-def _learned(backend: Tokenizer, trainer: Any) -> tuple[dict[str, int], list[tuple[str, str]]]:
+def _learned(backend: Tokenizer, trainer: Any) -> tuple[dict[str, int], list[Any]]:
     backend.train_from_iterator(example_lines(), trainer)
     model = json.loads(backend.to_str())["model"]
     return model["vocab"], [tuple(merge) for merge in model["merges"]]
