@@ -37,6 +37,7 @@ from simcse_train.cli.app import quiet
 from simcse_train.config import make_config
 from simcse_train.data.pairs import Pair, read_pairs
 from simcse_train.encoders.dropout import replace_dropout
+from simcse_train.encoders.tokenizer import SentenceTokenizer
 from simcse_train.evaluation.sts import similarity_score, spearman
 from simcse_train.runs.folder import ENCODER, checkpoints
 from simcse_train.training.plan import find_precision
@@ -129,7 +130,9 @@ def build(text: Path, folder: Path, minutes: float, seed: int) -> None:
     """Write a Chinese BERT that was trained on a text to a folder."""
     sentences = list(lines(text))
     tokenizer = build_tokenizer(sentences, folder.with_name("vocabulary"))
-    rows = [row for row in tokenizer(sentences, truncation=True, max_length=MAX_LENGTH)["input_ids"] if len(row) > 4]
+    parts = (sentences[i : i + 10_000] for i in range(0, len(sentences), 10_000))  # all at once take gigabytes
+    reading = SentenceTokenizer(tokenizer)
+    rows = [row for part in parts for row in reading.tokenize(part, MAX_LENGTH) if len(row) > 4]
     typer.echo(f"{len(rows):,} sentences, {sum(map(len, rows)):,} tokens, vocabulary {len(tokenizer):,}")
     torch.manual_seed(seed)
     model = BertForMaskedLM(

@@ -48,7 +48,10 @@ each precision lower the loss, and what is saved gives the same embeddings in se
 - equal lengths: the model's states depend on the padding beside a sentence, so a batch holds rows of one length;
   sentence-transformers gives the same embeddings with `batch_size=1`.
 
-The pooling is what `--pooling auto` means for a model without sentence-transformers files.
+The pooling is what `--pooling auto` means for a model without sentence-transformers files: the first token's state, the
+last one's where the model reads from left to right, and the mean where the tokenizer puts no token before a sentence.
+Each family is tested with the kind of tokenizer that it has: WordPiece, byte-level BPE, a unigram model, or BPE with
+single bytes. esm, flaubert, roformer and xlm are tested with WordPiece.
 
 | family | batches | pooling | precision | note |
 |---|---|---|---|---|""")

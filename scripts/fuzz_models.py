@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from simcse_train.encoders.loading import load_encoder
 from simcse_train.errors import InputError
 
+FAMILIES = ("bert", "roberta", "xlm-roberta")  # WordPiece, byte-level BPE, a unigram model
 SENTENCES = ["a man plays the guitar.", "the big red Dog runs in the park on the blue hill!", "cat"]
 VALUES: tuple[Any, ...] = (
     None, 0, 1, -1, 3, 7, 512, 10**6, 10**12, 0.5, -0.5, 1e30, "", "x", "bert", "gelu", "relu",
@@ -137,17 +138,15 @@ def run(cases: int, seed: int, make: Callable[[str, Path], Path]) -> list[str]:
     """Try `cases` damaged folders and return the faults; `make` saves a good folder of a family."""
     faults = []
     with tempfile.TemporaryDirectory() as work:
-        good = {family: make(family, Path(work) / family) for family in ("bert", "roberta")}
+        good = {family: make(family, Path(work) / family) for family in FAMILIES}
         before = {family: load_encoder(folder).encode(SENTENCES) for family, folder in good.items()}
         for case in range(seed, seed + cases):
             rng = random.Random(case)
             family = rng.choice(sorted(good))
             folder = Path(work) / "case"
             shutil.copytree(good[family], folder)
-            done = [
-                mutate(folder, good["roberta" if family == "bert" else "bert"], rng)
-                for _ in range(rng.choice([1, 1, 2]))
-            ]
+            other = good[FAMILIES[FAMILIES.index(family) - 1]]
+            done = [mutate(folder, other, rng) for _ in range(rng.choice([1, 1, 2]))]
             if fault := judge(folder, before[family]):
                 faults.append(f"case {case} ({family}; {'; '.join(done)}): {fault}")
             shutil.rmtree(folder)

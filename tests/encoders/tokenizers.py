@@ -1,7 +1,9 @@
 """Small tokenizers of the kinds that encoder families bring, trained on the example text.
 
 Byte-level BPE (RoBERTa, GPT-2), SentencePiece's unigram model (XLM-R, ALBERT, T5) and BPE with single bytes for what is
-unknown (Gemma, Mistral). `OWN` says which family has which; all others have BERT's WordPiece.
+unknown (Gemma, Mistral). `OWN` says which family has which; all others have BERT's WordPiece, also those whose own
+tokenizer reads proteins (ESM) or needs a package that is not installed (sacremoses for XLM and FlauBERT, rjieba for
+RoFormer).
 """
 
 from __future__ import annotations
