@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from simcse_train.encoders.compiled.families import Layer
-from simcse_train.encoders.compiled.work import Work, weight_gradient
+from simcse_train.encoders.compiled.work import Work
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,7 @@ class Layout:
     lengths: Tensor  # (sentences,)
     query_starts: Tensor  # (sentences,)
     query_lengths: Tensor  # (sentences,)
+    tokens: int  # of all sentences; states and gradients can have rows after these
     longest: int
     first_only: bool
 
@@ -28,7 +29,7 @@ def layout_of(lengths: Tensor, *, first_only: bool = False) -> Layout:
     """Return the layout of sentences with the given lengths (sentences,)."""
     starts = lengths.cumsum(0) - lengths
     queries = (torch.arange(len(lengths)), torch.ones_like(lengths)) if first_only else (starts, lengths)
-    return Layout(starts, lengths, *queries, int(lengths.max()), first_only)
+    return Layout(starts, lengths, *queries, int(lengths.sum()), int(lengths.max()), first_only)
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Attention:
         for inputs, weight, out in zip(self._inputs(states), self._weights(), projected.products, strict=True):
             torch.mm(inputs, weight.t(), out=out)
         out = self.work.states((self.number, "attended"), queries, hidden)
+        self._clear_rest(out)
         self.work.run("attention_forward", out=out, **self._arguments(projected))
         return out
 
@@ -69,6 +71,7 @@ class Attention:
         """
         queries, tokens, hidden = self._sizes(states)
         found = self._memory("gradient", queries, tokens, hidden)
+        self._clear_rest(*found.products)
         query_bias, key_bias, value_bias = torch.empty(3, hidden)
         self.work.run(
             "attention_backward",
@@ -87,11 +90,16 @@ class Attention:
             for part, (product, weight) in enumerate(zip(found.products, self._weights(), strict=True))
         )
         weights = [
-            weight_gradient(product, inputs)
+            self.work.weight_gradient(product, inputs)
             for product, inputs in zip(found.products, self._inputs(states), strict=True)
         ]
         query, key, value = (part for weight in weights for part in weight.split(hidden))
         return of_states, (query, query_bias, key, key_bias, value, value_bias)
+
+    def _clear_rest(self, *matrices: Tensor) -> None:
+        """Set the rows that belong to no sentence to zeros."""
+        for matrix in matrices:
+            matrix[self.layout.tokens :] = 0
 
     def _sizes(self, states: Tensor) -> tuple[int, int, int]:
         tokens, hidden = states.shape

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from simcse_train.encoders.compiled.work import Work, weight_gradient
+from simcse_train.encoders.compiled.work import Work
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class FeedForward:
         gradient: (rows, hidden), that of the second product.
         """
         derivative, activation = self._kept(len(states))
-        of_outer = weight_gradient(gradient, activation)
+        of_outer = self.work.weight_gradient(gradient, activation)
         inner = self.work.multiply_back(gradient, self.outer, "inner gradient")
         rows, width = inner.shape
         bias = torch.empty(width)
@@ -48,7 +48,7 @@ class FeedForward:
             bias_gradient=bias,
         )
         of_states = self.work.multiply_back(inner, self.inner, ("states gradient", 0))
-        return of_states, (weight_gradient(inner, states), bias, of_outer)
+        return of_states, (self.work.weight_gradient(inner, states), bias, of_outer)
 
     def _kept(self, rows: int) -> tuple[Tensor, Tensor]:
         """Return the memory of the first product, which becomes the activation's derivative, and of the activation."""

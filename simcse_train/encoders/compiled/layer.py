@@ -8,7 +8,7 @@ from simcse_train.encoders.compiled.add_norm import AddNorm, States
 from simcse_train.encoders.compiled.attention import Attention, Layout
 from simcse_train.encoders.compiled.families import Layer
 from simcse_train.encoders.compiled.feed_forward import FeedForward
-from simcse_train.encoders.compiled.work import Work, weight_gradient
+from simcse_train.encoders.compiled.work import Work
 
 
 class LayerPass:
@@ -57,7 +57,7 @@ class LayerPass:
         gradient, of_product, outer_norm = self.outer_norm.backward(gradient, more)
         more, feed_forward = self.feed_forward.backward(self.middle, of_product)
         gradient, of_product, attention_norm = self.attention_norm.backward(gradient, more)
-        attended_weight = weight_gradient(of_product, self.attended)
+        attended_weight = self.work.weight_gradient(of_product, self.attended)
         of_attended = self.work.multiply_back(of_product, self.weight, "attended gradient")
         of_states, projections = self.attention.backward(self.states, of_attended)
         if self.layout.first_only:

@@ -46,6 +46,27 @@ class Stack:
             return passed
 
 
+def room_for(tokens: int, precision: torch.dtype) -> int:
+    """Return for how many tokens the products of a pass are computed, in bfloat16 at most 1/16 more than there are.
+
+    oneDNN compiles a product in bfloat16 for each shape, which takes longer than the product itself, and keeps the last
+    ones. There are 16 numbers of tokens between one power of two and the next, so that the shapes of a step are those
+    of a step before. The tokens more belong to no sentence, and their gradients are zeros.
+    """
+    step = max(1, 2 ** (tokens.bit_length() - 5)) if precision == torch.bfloat16 else 1
+    return -(-tokens // step) * step
+
+
+def _with_zeros(work: Work, name: str, matrix: Tensor, rows: int) -> Tensor:
+    """Return a matrix in float32 with rows of zeros after its own, up to a number of rows."""
+    if len(matrix) == rows:
+        return matrix
+    longer = work.exact((name, "longer"), rows, matrix.shape[1])
+    longer[: len(matrix)] = matrix
+    longer[len(matrix) :] = 0
+    return longer
+
+
 class _Pass(torch.autograd.Function):
     """One forward pass and its backward pass."""
 
@@ -66,6 +87,8 @@ class _Pass(torch.autograd.Function):
         layouts = [layout_of(lengths)] * len(stack.layers)
         if first_only:
             layouts[-1] = layout_of(lengths, first_only=True)
+        tokens = len(states)
+        states = _with_zeros(work, "embedded", states, room_for(tokens, precision))
         layers = [
             LayerPass(work, number, layer, layout)
             for number, (layer, layout) in enumerate(zip(stack.layers, layouts, strict=True))
@@ -76,19 +99,21 @@ class _Pass(torch.autograd.Function):
             passed = layer.forward(passed)
         layers[-1].forward(passed, out)
         ctx.save_for_backward(*parameters)  # torch raises where one was changed before the backward pass
-        ctx.loan, ctx.layers = loan, layers
-        return out
+        ctx.loan, ctx.layers, ctx.work, ctx.tokens = loan, layers, work, tokens
+        return out if first_only else out[:tokens]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of the states and of the parameters."""
         assert ctx.saved_tensors is not None  # raises in a second backward pass
         gradient, more = gradients[0].contiguous(), None
+        if not ctx.layers[-1].layout.first_only:
+            gradient = _with_zeros(ctx.work, "gradient", gradient, room_for(ctx.tokens, ctx.work.precision))
         found: list[Tensor] = []
         for layer in reversed(ctx.layers):
             gradient, more, of_layer = layer.backward(gradient, more)
             found = [*of_layer, *found]
-        total = gradient if more is None else gradient + more
-        ctx.layers = None
+        total = (gradient if more is None else gradient + more)[: ctx.tokens]
+        ctx.layers = ctx.work = None
         ctx.loan.give_back()
         return (None, None, None, None, None, total, *found)

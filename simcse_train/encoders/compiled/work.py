@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +59,30 @@ class Work:
         return torch.mm(gradient, weight, out=self.states(name, len(gradient), weight.shape[1]))
 
 
-def weight_gradient(gradient: Tensor, states: Tensor) -> Tensor:
-    """Return the gradient of the weight of a product (outputs, inputs), float32, from that of its result."""
-    return torch.mm(gradient.t(), states).float()
+    def weight_gradient(self, gradient: Tensor, states: Tensor) -> Tensor:
+        """Return the gradient of the weight of `multiply` (outputs, inputs) in float32.
+
+        gradient: that of the result (rows, outputs); states: (rows, inputs). With AMX, oneDNN is fast where neither is
+        to be read as its transpose, so the narrower one is transposed before.
+        """
+        if self.precision != torch.bfloat16 or not has_amx():
+            return torch.mm(gradient.t(), states).float()
+        outputs, inputs = gradient.shape[1], states.shape[1]
+        if outputs <= inputs:
+            return torch.mm(self._transposed(gradient), states, out=self.states("product", outputs, inputs)).float()
+        product = torch.mm(self._transposed(states), gradient, out=self.states("product", inputs, outputs))
+        out = torch.empty(outputs, inputs)
+        self.run("transpose_to_float", rows=inputs, width=outputs, matrix=product, out=out)
+        return out
+
+    def _transposed(self, matrix: Tensor) -> Tensor:
+        rows, width = matrix.shape
+        out = self.states("transposed", width, rows)
+        self.run("transpose_states", rows=rows, width=width, matrix=matrix, out=out)
+        return out
+
+
+@functools.cache
+def has_amx() -> bool:
+    """Return whether the processor multiplies matrices in bfloat16 by AMX."""
+    return bool(torch.cpu.get_capabilities().get("amx_bf16"))

@@ -3,3 +3,4 @@
 #include "add_norm.h"
 #include "attention.h"
 #include "gelu.h"
+#include "transpose.h"
