@@ -7,6 +7,8 @@ sizes leaves gaps.
 from __future__ import annotations
 
 import math
+import mmap
+import weakref
 from collections.abc import Hashable
 from typing import Any
 
@@ -60,3 +62,22 @@ class Loan:
             self._free.append(self.buffers)
 
     __del__ = give_back
+
+
+class Gradients:
+    """Memory of gradients: whoever gets a tensor keeps it for as long as they like, and then it is used again."""
+
+    def __init__(self) -> None:
+        self._free: dict[int, list[mmap.mmap]] = {}
+
+    def get(self, *shape: int) -> Tensor:
+        """Return memory of a shape in float32 with any content."""
+        size = 4 * math.prod(shape)
+        free = self._free.setdefault(size, [])
+        memory = free.pop() if free else mmap.mmap(-1, size)
+        view = memoryview(memory)  # the tensor and all views of it hold this one; nothing else does
+        weakref.finalize(view, free.append, memory).atexit = False
+        return torch.frombuffer(view, dtype=torch.float32).view(shape)
+
+    def __deepcopy__(self, _: Any) -> Gradients:
+        return Gradients()

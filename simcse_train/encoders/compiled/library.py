@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import functools
 import re
+import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,23 @@ from simcse_train.encoders.compiled.build import SOURCES, CannotCompile, compile
 
 STATES = {torch.bfloat16: "bf16", torch.float32: "float"}  # the types of states that kernels are compiled for
 SCALARS = {"int64_t": ctypes.c_int64, "uint32_t": ctypes.c_uint32, "float": ctypes.c_float}
+CODES = {ctypes.c_int64: "q", ctypes.c_uint32: "I", ctypes.c_float: "f", ctypes.c_void_p: "Q"}  # of `struct`
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How a structure of arguments lies in memory: its fields, those of structures in it included, in their order."""
+
+    name: str
+    fields: tuple[str, ...]
+    layout: struct.Struct
+
+    def pack(self, given: dict[str, Any]) -> bytes:
+        """Return the structure in which each field has the value of its name; raises `TypeError` for other names."""
+        if given.keys() != set(self.fields):
+            missing, unknown = set(self.fields) - given.keys(), given.keys() - set(self.fields)
+            raise TypeError(f"{self.name}: {sorted(missing)} missing, {sorted(unknown)} unknown")
+        return self.layout.pack(*[_number(given[field]) for field in self.fields])
 
 
 @dataclass(frozen=True)
@@ -24,15 +43,15 @@ class Library:
 
     name: str
     handle: ctypes.CDLL
-    arguments: dict[str, type[ctypes.Structure]]
+    arguments: dict[str, Packing]
 
     def run(self, kernel: str, states: torch.dtype, **arguments: Any) -> None:
         """Run a kernel for states of a type, float32 where it has none; tensors are passed by address, None as null.
 
         Raises `TypeError` if the names are not those of the kernel's structure.
         """
-        structure = _filled(self.arguments[kernel], {"threads": torch.get_num_threads(), **arguments})
-        getattr(self.handle, f"{kernel}_{STATES[states]}")(ctypes.byref(structure))
+        packed = self.arguments[kernel].pack({"threads": torch.get_num_threads(), **arguments})
+        getattr(self.handle, f"{kernel}_{STATES[states]}")(packed)
 
     def attention_scratch(self, longest: int, size: int) -> int:
         """Return how many floats a thread needs for attention over `longest` tokens with heads of `size`."""
@@ -61,8 +80,8 @@ def load(path: Path) -> Library:
     )
 
 
-def read_arguments(source: str) -> dict[str, type[ctypes.Structure]]:
-    """Return the structure of arguments of each kernel that the source exports, as ctypes knows it."""
+def read_arguments(source: str) -> dict[str, Packing]:
+    """Return the structure of arguments of each kernel that the source exports."""
     bodies = dict(re.findall(r"^struct (\w+) \{\n(.*?)^\};", source, re.MULTILINE | re.DOTALL))
 
     @functools.cache
@@ -77,30 +96,30 @@ def read_arguments(source: str) -> dict[str, type[ctypes.Structure]]:
         return type(name, (ctypes.Structure,), {"_fields_": fields})
 
     kernels = re.findall(r"^EXPORT(?:_ONE)?\((\w+), (\w+)\)", source, re.MULTILINE)
-    return {kernel: structure(name) for kernel, name in kernels}
+    return {kernel: _packing(structure(name)) for kernel, name in kernels}
 
 
-def _filled(structure: type[ctypes.Structure], given: dict[str, Any]) -> ctypes.Structure:
-    """Return a structure whose fields, those of structures in it included, have the given values."""
-    left = dict(given)
+def _packing(structure: type[ctypes.Structure]) -> Packing:
+    """Return how a structure lies in memory, gaps between its fields included."""
 
-    def fill(kind: type[ctypes.Structure]) -> ctypes.Structure:
-        made = kind()
+    def flat(kind: type[ctypes.Structure], begin: int) -> Iterator[tuple[str, int, Any]]:
         for name, of in kind._fields_:  # type: ignore[misc]
-            if isinstance(of, type) and issubclass(of, ctypes.Structure) and name not in left:
-                value: Any = fill(of)
+            at = begin + getattr(kind, name).offset
+            if issubclass(of, ctypes.Structure):
+                yield from flat(of, at)
             else:
-                value = left.pop(name)
-            setattr(made, name, value.data_ptr() if isinstance(value, Tensor) else value)
-        return made
+                yield name, at, of
 
-    try:
-        made = fill(structure)
-    except KeyError as error:
-        raise TypeError(f"{structure.__name__}: {error} is missing") from None
-    if left:
-        raise TypeError(f"{structure.__name__} has no {', '.join(left)}")
-    return made
+    found = list(flat(structure, 0))
+    ends = [0, *(at + ctypes.sizeof(of) for _, at, of in found)]
+    gaps = [at - end for (_, at, _), end in zip(found, ends[:-1], strict=True)]
+    codes = [f"{gap}x{CODES[of]}" for gap, (_, _, of) in zip(gaps, found, strict=True)]
+    layout = struct.Struct(f"={''.join(codes)}{ctypes.sizeof(structure) - ends[-1]}x")
+    return Packing(structure.__name__, tuple(name for name, _, _ in found), layout)
+
+
+def _number(value: Any) -> Any:
+    return value.data_ptr() if isinstance(value, Tensor) else 0 if value is None else value
 
 
 def _thread_libraries() -> list[Path]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from simcse_train.encoders.compiled.add_norm import States
 from simcse_train.encoders.compiled.attention import layout_of
-from simcse_train.encoders.compiled.buffers import Pool
+from simcse_train.encoders.compiled.buffers import Gradients, Pool
 from simcse_train.encoders.compiled.families import Layer
 from simcse_train.encoders.compiled.layer import LayerPass
 from simcse_train.encoders.compiled.library import library
@@ -30,6 +30,7 @@ class Stack:
     def __init__(self, layers: Sequence[Layer]) -> None:
         self.layers = layers
         self.pool = Pool()
+        self.gradients = Gradients()
 
     def __call__(self, states: Tensor, lengths: Tensor, *, first_only: bool, training: bool) -> Tensor:
         """Return the states after the last layer in float32, (total, hidden), or (rows, hidden) with `first_only`.
@@ -83,7 +84,7 @@ class _Pass(torch.autograd.Function):
     ) -> Tensor:
         """Return the last layer's states."""
         loan = stack.pool.lend()
-        work = Work(library(), loan.buffers, precision, seed, present_share())
+        work = Work(library(), loan.buffers, precision, seed, present_share(), stack.gradients)
         layouts = [layout_of(lengths)] * len(stack.layers)
         if first_only:
             layouts[-1] = layout_of(lengths, first_only=True)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from simcse_train.encoders.compiled.buffers import Buffers
+from simcse_train.encoders.compiled.buffers import Buffers, Gradients
 from simcse_train.encoders.compiled.library import Library
 from simcse_train.encoders.compiled.noise import noise
 from simcse_train.encoders.dropout import Share
@@ -24,6 +24,7 @@ class Work:
     precision: torch.dtype  # of products and the states between them; norms, softmax and sums are in float32
     seed: int | None  # of the noise; None: no dropout
     share: Share | None = None  # what of a part of a batch the pass computes, where that is not all of it
+    gradients: Gradients = field(default_factory=Gradients)  # memory of those of weights
 
     def run(self, kernel: str, **arguments: Any) -> None:
         """Run a kernel; see `Library.run`."""
@@ -65,13 +66,16 @@ class Work:
         gradient: that of the result (rows, outputs); states: (rows, inputs). With AMX, oneDNN is fast where neither is
         to be read as its transpose, so the narrower one is transposed before.
         """
-        if self.precision != torch.bfloat16 or not has_amx():
-            return torch.mm(gradient.t(), states).float()
         outputs, inputs = gradient.shape[1], states.shape[1]
+        out = self.gradients.get(outputs, inputs)
+        if self.precision == torch.float32:
+            return torch.mm(gradient.t(), states, out=out)
+        if not has_amx():
+            return out.copy_(torch.mm(gradient.t(), states, out=self.states("product", outputs, inputs)))
         if outputs <= inputs:
-            return torch.mm(self._transposed(gradient), states, out=self.states("product", outputs, inputs)).float()
+            left = self._transposed(gradient)
+            return out.copy_(torch.mm(left, states, out=self.states("product", outputs, inputs)))
         product = torch.mm(self._transposed(states), gradient, out=self.states("product", inputs, outputs))
-        out = torch.empty(outputs, inputs)
         self.run("transpose_to_float", rows=inputs, width=outputs, matrix=product, out=out)
         return out
 
