@@ -34,7 +34,7 @@ from scripts.benchmark.machine import machine, machine_line
 from scripts.benchmark.ours import train_ours
 from scripts.benchmark.peer import train_peer
 from scripts.benchmark.plot import plot
-from scripts.benchmark.summary import GOALS, goals, profile_table, summarize, table
+from scripts.benchmark.summary import goals, goals_of, profile_table, summarize, table
 from scripts.benchmark.turns import ContenderFailed, Report, Running, Turn, multiply_in_turn, train
 from simcse_train.errors import InputError
 
@@ -170,7 +170,7 @@ def benchmark(settings: Settings, compared: Sequence[Contender]) -> dict[str, st
     cost, rate = flops_per_sentence / 1e9, statistics.median(summary["products_per_second"]) / 1e9
     per_sentence = f"{cost:.2f} GFLOP per sentence (two views, forward and backward)"
     typer.echo(f"bound: {per_sentence} at {rate:,.0f} GFLOP/s in {precision}")
-    typer.echo("\n" + goals(summary))
+    typer.echo("\n" + goals(summary, goals_of(described["capabilities"])))
     if operators:
         typer.echo("\nThe time of a step (simcse-train, a run of its own under the profiler)")
         typer.echo(profile_table(operators))
@@ -192,7 +192,7 @@ def benchmark(settings: Settings, compared: Sequence[Contender]) -> dict[str, st
         "failures": measured.failures,
         "flops_per_sentence": flops_per_sentence,
         **summary,
-        "goals": GOALS,
+        "goals": goals_of(described["capabilities"]),
         "profile": operators,
     }
     target.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

@@ -15,7 +15,8 @@ from typing import Any
 from scripts.benchmark.contenders import Contender, label
 from scripts.benchmark.turns import Report
 
-GOALS = {"shipped": 6.0, "switched": 2.0, "bound": 0.7}  # with kernels, on AVX-512 with bfloat16 and without AMX
+GOALS = {"shipped": 6.0, "switched": 2.0, "bound": 0.7}  # with kernels, on AVX-512 with bfloat16
+GOALS_WITH_AMX = GOALS | {"bound": 0.5}  # products take less of a step there, so the bound is farther off
 ENOUGH = 0.25  # share of the steps that must be left without the contended ones
 
 
@@ -101,20 +102,25 @@ def table(compared: Sequence[Contender], summary: dict[str, Any], failures: dict
     return "\n".join(lines)
 
 
-def goals(summary: dict[str, Any]) -> str:
+def goals_of(capabilities: Sequence[str]) -> dict[str, float]:
+    """Return the goals on a processor with these instruction sets (see `machine.ARITHMETIC`)."""
+    return GOALS_WITH_AMX if "amx_bf16" in capabilities else GOALS
+
+
+def goals(summary: dict[str, Any], wanted: dict[str, float]) -> str:
     """Return a line for each goal: the goal, the figure, and whether it is met."""
     fastest = summary["fastest_switched"] or "none measured"
-    wanted = {
-        "shipped": f"at least {GOALS['shipped']} x sentence-transformers as shipped",
-        "switched": f"at least {GOALS['switched']} x its fastest row with switches ({fastest})",
-        "bound": f"at least {GOALS['bound']:.0%} of the bound",
+    words = {
+        "shipped": f"at least {wanted['shipped']} x sentence-transformers as shipped",
+        "switched": f"at least {wanted['switched']} x its fastest row with switches ({fastest})",
+        "bound": f"at least {wanted['bound']:.0%} of the bound",
     }
     lines = []
-    for name, words in wanted.items():
+    for name, described in words.items():
         reached = summary["ratios"][name]
         figure = "not measured" if reached is None else f"{reached:.1%}" if name == "bound" else f"{reached:.2f} x"
-        verdict = "" if reached is None else "met" if reached >= GOALS[name] else "NOT met"
-        lines.append(f"{words:<66}{figure:>13}  {verdict}".rstrip())
+        verdict = "" if reached is None else "met" if reached >= wanted[name] else "NOT met"
+        lines.append(f"{described:<66}{figure:>13}  {verdict}".rstrip())
     return "\n".join(lines)
 
 

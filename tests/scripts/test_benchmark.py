@@ -19,7 +19,7 @@ from scripts.benchmark.bound import product_flops, products, training_flops
 from scripts.benchmark.contenders import OURS, PEER, Contender, Job
 from scripts.benchmark.inputs import read_sentences
 from scripts.benchmark.peer import bucketed
-from scripts.benchmark.summary import goals, steps_per_second, summarize, table
+from scripts.benchmark.summary import goals, goals_of, steps_per_second, summarize, table
 from scripts.benchmark.turns import ContenderFailed, Report, Running, Turn
 from simcse_train.errors import InputError
 
@@ -110,9 +110,12 @@ def test_the_summary_compares_medians_over_rounds_with_the_peer_its_fastest_swit
     assert (row["median"], row["lowest"], row["highest"], row["steps"]) == (64, 16, 160, 5)
     assert (summary["bound"], summary["fastest_switched"]) == (300, "peer-half")
     assert summary["ratios"] == pytest.approx({"shipped": 6.0, "switched": 3.0, "bound": 384 / 300})
-    assert [line.split("  ")[-1] for line in goals(summary).splitlines()] == ["met", "met", "met"]
+    assert [line.split("  ")[-1] for line in goals(summary, goals_of([])).splitlines()] == ["met", "met", "met"]
     slower = summary | {"ratios": {"shipped": 5.9, "switched": 1.9, "bound": 0.69}}
-    assert goals(slower).count("NOT met") == 3
+    assert goals(slower, goals_of([])).count("NOT met") == 3
+    with_amx = goals(slower, goals_of(["avx512_bf16", "amx_tile", "amx_bf16"])).splitlines()
+    assert with_amx[2].startswith("at least 50% of the bound") and with_amx[2].endswith("  met")
+    assert with_amx[:2] == goals(slower, goals_of(["avx512_bf16"])).splitlines()[:2]
     compared = [*COMPARED, Contender("kernels", OURS, "bf16", packed=True, kernels=True)]
     faster = summarize(compared, rounds | {"kernels": [reports(1 / 8)]}, [reports(1.0)], 64, 6e9, 2e7)
     assert faster["ratios"]["shipped"] == pytest.approx(8.0)  # of the row with kernels, where there is one
@@ -140,7 +143,7 @@ def test_a_row_that_failed_says_why_and_goals_without_a_peer_are_not_measured() 
     lines = table(compared, summary, {"peer": "no memory"}).splitlines()
     assert "failed: no memory" in lines[1]
     assert lines[2].startswith("simcse-train, packed ") and lines[2].endswith("50%")
-    assert goals(summary).count("not measured") == 2
+    assert goals(summary, goals_of([])).count("not measured") == 2
 
 
 def count_steps(path: Path, job: Job, clock: Callable[[], None]) -> None:

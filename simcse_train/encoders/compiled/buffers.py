@@ -23,16 +23,22 @@ class Buffers:
 
     def __init__(self) -> None:
         self._held: dict[Hashable, Tensor] = {}
+        self._last: dict[Hashable, Tensor] = {}  # what `get` returned
 
     def get(self, name: Hashable, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Return memory of a shape with any content; what had the name before in this pass is overwritten."""
+        last = self._last.get(name)
+        if last is not None and last.shape == shape and last.dtype == dtype:
+            return last
         size = math.prod(shape)
         held = self._held.get(name)
-        if held is None or held.numel() < size or held.dtype != dtype:
-            self._held.pop(name, None)  # freed first
-            with torch.inference_mode(False):  # memory made while measuring is used again in training
+        with torch.inference_mode(False):  # memory made while measuring is used again in training
+            if held is None or held.numel() < size or held.dtype != dtype:
+                self._held.pop(name, None)  # freed first
+                self._last.pop(name, None)
                 held = self._held[name] = torch.empty(int(size * SPARE), dtype=dtype)
-        return held[:size].view(shape)
+            last = self._last[name] = held[:size].view(shape)
+        return last
 
 
 class Pool:

@@ -102,8 +102,8 @@ def read_arguments(source: str) -> dict[str, Packing]:
 def _packing(structure: type[ctypes.Structure]) -> Packing:
     """Return how a structure lies in memory, gaps between its fields included."""
 
-    def flat(kind: type[ctypes.Structure], begin: int) -> Iterator[tuple[str, int, Any]]:
-        for name, of in kind._fields_:  # type: ignore[misc]
+    def flat(kind: Any, begin: int) -> Iterator[tuple[str, int, Any]]:
+        for name, of in kind._fields_:
             at = begin + getattr(kind, name).offset
             if issubclass(of, ctypes.Structure):
                 yield from flat(of, at)

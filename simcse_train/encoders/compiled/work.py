@@ -59,7 +59,6 @@ class Work:
         """Return the gradient of the states of `multiply`, (rows, inputs)."""
         return torch.mm(gradient, weight, out=self.states(name, len(gradient), weight.shape[1]))
 
-
     def weight_gradient(self, gradient: Tensor, states: Tensor) -> Tensor:
         """Return the gradient of the weight of `multiply` (outputs, inputs) in float32.
 

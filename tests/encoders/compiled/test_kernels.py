@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -108,6 +109,39 @@ def test_gelu_of_large_values_is_that_of_pytorch(kernels: Library) -> None:
     )
     assert torch.allclose(out[0], gelu(values).repeat(4), rtol=1e-6, atol=0)
     assert torch.equal(product[0, :7], torch.tensor([0.5, 1, 0, 1, 0, 1, 0]))
+
+
+@given(rows=st.integers(1, 300), width=st.integers(1, 6), precision=PRECISIONS)
+@few
+def test_transposed_matrices(kernels: Library, rows: int, width: int, precision: torch.dtype) -> None:
+    width *= 32
+    matrix, work = random(rows, width, precision=precision), work_of(kernels, precision)
+    out, out_float = torch.empty(width, rows, dtype=precision), torch.empty(width, rows)
+    work.run("transpose_states", rows=rows, width=width, matrix=matrix, out=out)
+    work.run("transpose_to_float", rows=rows, width=width, matrix=matrix, out=out_float)
+    assert torch.equal(out, matrix.t())
+    assert torch.equal(out_float, matrix.t().float())
+
+
+@pytest.mark.parametrize("amx", [True, False])
+@pytest.mark.parametrize(("outputs", "inputs"), [(32, 96), (96, 32)])
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_the_gradient_of_a_weight(
+    kernels: Library, outputs: int, inputs: int, precision: torch.dtype, amx: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("simcse_train.encoders.compiled.work.has_amx", lambda: amx)
+    torch.manual_seed(0)
+    gradient, states = random(50, outputs, precision=precision), random(50, inputs, precision=precision)
+    found = work_of(kernels, precision).weight_gradient(gradient, states)
+    assert found.dtype == torch.float32
+    assert close(found, gradient.float().t() @ states.float(), precision)
+
+
+def test_arguments_of_other_names_than_the_kernels_are_refused(kernels: Library) -> None:
+    given = {"rows": 1, "width": 32, "matrix": torch.zeros(1, 32), "out": torch.zeros(32, 1)}
+    for wrong in (given | {"height": 1}, {name: value for name, value in given.items() if name != "width"}):
+        with pytest.raises(TypeError, match=r"Transpose: .*(height|width)"):
+            kernels.run("transpose_states", torch.float32, **wrong)
 
 
 def attention_of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -15,7 +16,10 @@ import torch
 from torch import Tensor
 
 from simcse_train.data.batches import two_views
+from simcse_train.encoders.compiled import stack
 from simcse_train.encoders.compiled.acceptance import use_kernels
+from simcse_train.encoders.compiled.buffers import Gradients
+from simcse_train.encoders.compiled.stack import room_for
 from simcse_train.encoders.dropout import Dropout, noise_of_share
 from simcse_train.encoders.encoder import Encoder
 from simcse_train.encoders.head import projection_head
@@ -34,16 +38,16 @@ SENTENCES = ["a man", "the cat runs in the park", "a dog", "a woman sings on the
 @contextmanager
 def without_dropout(encoder: Encoder) -> Iterator[None]:
     """Let an encoder be in training mode and drop nothing."""
-    stack = encoder.stack
-    assert stack is not None
-    layers = stack.layers
-    stack.layers = [replace(layer, dropout=(0.0, 0.0, 0.0)) for layer in layers]
+    layered = encoder.stack
+    assert layered is not None
+    layers = layered.layers
+    layered.layers = [replace(layer, dropout=(0.0, 0.0, 0.0)) for layer in layers]
     modules = [module for module in encoder.modules() if isinstance(module, Dropout)]
     before = [module.p for module in modules]
     for module in modules:
         module.p = 0.0
     yield
-    stack.layers = layers
+    layered.layers = layers
     for module, p in zip(modules, before, strict=True):
         module.p = p
 
@@ -163,6 +167,65 @@ def test_memory_is_used_again_and_is_linear_in_the_tokens(small: Path) -> None:
     assert held(encoder) == []
     del first, second
     assert len(held(encoder)) == 2
+
+
+@pytest.mark.parametrize("first_only", [False, True])
+def test_rows_after_the_last_token_change_nothing(
+    tmp_path: Path, first_only: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = load_encoder(make_larger_family("bert", tmp_path), pooling="cls" if first_only else "mean")
+    assert use_kernels(encoder, "bf16") == ""
+    token = encoder.tokenizer.tokenize(["a"], 3)[0][1]
+    large, small = pack([[token] * 40] * 4), pack(encoder.tokenizer.tokenize(SENTENCES * 2 + SENTENCES[-1:], 40))
+    assert room_for(len(small[0]), torch.bfloat16) > len(small[0])
+    found = []
+    with without_dropout(encoder), torch.autocast("cpu", torch.bfloat16):
+        for added in (True, False):
+            encoder.stack.pool._free.clear()  # type: ignore[union-attr]
+            gradients(encoder, large, kernels=True)  # which leaves its own values in the memory
+            (buffers,) = encoder.stack.pool._free  # type: ignore[union-attr]
+            for memory in buffers._held.values():
+                memory.fill_(math.nan)
+            if not added:
+                monkeypatch.setattr(stack, "room_for", lambda tokens, precision: tokens)
+            found.append(gradients(encoder, small, kernels=True))
+    (states, given), (expected, expected_gradients) = found
+    assert torch.allclose(states, expected, atol=2e-2)
+    for name, gradient in expected_gradients.items():
+        assert (given[name] - gradient).norm() <= 2e-2 * gradient.norm() + 1e-4, name
+
+
+def test_numbers_of_tokens_are_few_in_bfloat16_and_exact_in_float32() -> None:
+    rooms = {tokens: room_for(tokens, torch.bfloat16) for tokens in range(1, 5000)}
+    assert all(tokens <= room <= tokens * 17 / 16 + 1 for tokens, room in rooms.items())
+    assert len({room for tokens, room in rooms.items() if 2048 < tokens <= 4096}) == 16
+    assert room_for(3433, torch.float32) == 3433
+
+
+def test_a_gradient_stays_as_it_is_in_later_steps(small: Path) -> None:
+    encoder = load_encoder(small).train()
+    assert use_kernels(encoder, "fp32") == ""
+    batch = pack(encoder.tokenizer.tokenize(SENTENCES, 40))
+    weight = dict(encoder.model.named_parameters())["encoder.layer.0.output.dense.weight"]
+    encoder(*batch).sum().backward()
+    kept = weight.grad
+    assert kept is not None
+    values = kept.clone()
+    encoder.zero_grad()
+    encoder(*batch).square().sum().backward()
+    assert weight.grad is not None
+    assert torch.equal(kept, values)
+    assert not torch.equal(kept, weight.grad)
+
+
+def test_memory_of_a_gradient_is_used_again_when_no_view_of_it_is_left() -> None:
+    memory = Gradients()
+    gradient = memory.get(4, 8)
+    address, part = gradient.data_ptr(), gradient[1:]
+    del gradient
+    assert memory.get(4, 8).data_ptr() != address
+    del part
+    assert memory.get(4, 8).data_ptr() == address
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
