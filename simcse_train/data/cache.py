@@ -7,9 +7,11 @@ bytes a line.
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import secrets
@@ -24,13 +26,15 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
+from xxhash import xxh3_64_intdigest
 
 from simcse_train import distributed
 from simcse_train.cache import cache_folder
 from simcse_train.data.duplicates import FirstOfEach
 from simcse_train.data.files import open_file
 from simcse_train.data.source import Source, named
-from simcse_train.data.texts import read_texts
+from simcse_train.data.texts import read_blocks
+from simcse_train.encoders.token_rows import TokenRows
 from simcse_train.encoders.tokenizer import MAX_CHARACTERS, SentenceTokenizer
 from simcse_train.errors import InputError
 
@@ -147,7 +151,6 @@ def _write_sentences(
     """
     cuts: list[NDArray[np.bool_]] = []
     lines = empty = done = 0
-    special = tokenizer.special_tokens
     sizes = [stamp(Path(source.name))[0] for source in sources]
     with (
         pa.ipc.new_stream(str(target), SCHEMA) as writer,
@@ -162,20 +165,13 @@ def _write_sentences(
     ):
         for place, (source, size) in enumerate(zip(sources, sizes, strict=True)):
             with open_file(Path(source.name)) as raw:
-                records = read_texts(raw, source, say=place < SAID)
-                for found, texts, ids, cut in _tokenised(_chunks(records), tokenizer, max_length):
+                blocks = read_blocks(raw, source, say=place < SAID)
+                for found, texts, rows in _tokenised(chunks(blocks), tokenizer, max_length):
                     lines += found
-                    # A text of control characters alone has no token: it is as empty as a blank line.
-                    full = [i for i, row in enumerate(ids) if len(row) > special]
-                    empty += found - len(full)
-                    firsts.add(np.array([_hash(texts[i]) for i in full], dtype=np.uint64))
-                    cuts.append(np.array([cut[i] for i in full], dtype=bool))
-                    columns = [[texts[i][:MAX_CHARACTERS] for i in full], [ids[i] for i in full]]
-                    writer.write_batch(
-                        pa.record_batch(
-                            [pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], schema=SCHEMA
-                        )
-                    )
+                    empty += found - len(texts)
+                    firsts.add(np.fromiter(map(xxh3_64_intdigest, map(str.encode, texts)), np.uint64, len(texts)))
+                    cuts.append(rows.is_cut)
+                    writer.write_batch(_record_batch(texts, rows))
                     bar.update(done + raw.tell() - bar.n)
                 done += size
     return lines, empty, np.concatenate([np.zeros(0, dtype=bool), *cuts])
@@ -183,18 +179,23 @@ def _write_sentences(
 
 def _tokenised(
     chunks: Iterable[list[str]], tokenizer: SentenceTokenizer, max_length: int
-) -> Iterator[tuple[int, list[str], list[list[int]], list[bool]]]:
-    """Yield of each chunk its number of lines, its texts, their token ids and which were cut.
+) -> Iterator[tuple[int, list[str], TokenRows]]:
+    """Yield of each chunk its number of lines, and its texts that have tokens with these.
 
     A thread works one chunk ahead.
     """
 
-    def tokenise(chunk: list[str]) -> tuple[int, list[str], list[list[int]], list[bool]]:
+    def tokenise(chunk: list[str]) -> tuple[int, list[str], TokenRows]:
         texts = [text for line in chunk if (text := line.strip())]
-        return len(chunk), texts, *(tokenizer.tokenize_and_mark(texts, max_length) if texts else ([], []))
+        rows = tokenizer.tokenize_rows(texts, max_length)
+        # A text of control characters alone has no token: it is as empty as a blank line.
+        full = np.flatnonzero(rows.lengths > tokenizer.special_tokens)
+        if len(full) < len(texts):
+            texts, rows = [texts[place] for place in full.tolist()], rows.take(full)
+        return len(chunk), texts, rows
 
     with ThreadPoolExecutor(1) as worker:
-        before: Future[tuple[int, list[str], list[list[int]], list[bool]]] | None = None
+        before: Future[tuple[int, list[str], TokenRows]] | None = None
         for chunk in chunks:
             ahead = worker.submit(tokenise, chunk)
             if before is not None:
@@ -202,6 +203,12 @@ def _tokenised(
             before = ahead
         if before is not None:
             yield before.result()
+
+
+def _record_batch(texts: list[str], rows: TokenRows) -> pa.RecordBatch:
+    ends = pa.array(np.append(0, rows.lengths.cumsum()), pa.int32())
+    tokens = pa.ListArray.from_arrays(ends, pa.array(rows.tokens))
+    return pa.record_batch([pa.array([text[:MAX_CHARACTERS] for text in texts], pa.string()), tokens], schema=SCHEMA)
 
 
 def _write_rows(is_first: NDArray[np.bool_], target: Path) -> int:
@@ -215,15 +222,22 @@ def _write_rows(is_first: NDArray[np.bool_], target: Path) -> int:
     return count
 
 
-def _chunks(texts: Iterator[str]) -> Iterator[list[str]]:
+def chunks(blocks: Iterable[list[str]]) -> Iterator[list[str]]:
+    """Yield the texts of all blocks in chunks that end at `CHUNK_SENTENCES`, or where they pass `CHUNK_CHARACTERS`."""
     chunk: list[str] = []
     characters = 0
-    for text in texts:
-        chunk.append(text)
-        characters += len(text)
-        if len(chunk) == CHUNK_SENTENCES or characters > CHUNK_CHARACTERS:
-            yield chunk
-            chunk, characters = [], 0
+    for block in blocks:
+        start = 0
+        while start < len(block):
+            some = block[start : start + CHUNK_SENTENCES - len(chunk)]
+            sizes = list(itertools.accumulate(map(len, some), initial=characters))
+            some = some[: bisect.bisect_right(sizes, CHUNK_CHARACTERS)]
+            chunk += some
+            characters = sizes[len(some)]
+            start += len(some)
+            if len(chunk) == CHUNK_SENTENCES or characters > CHUNK_CHARACTERS:
+                yield chunk
+                chunk, characters = [], 0
     if chunk:
         yield chunk
 
@@ -237,10 +251,6 @@ def file_hash(path: Path) -> str:
             raise InputError(
                 f"--data {path} can't be read: {error.strerror}. Check the file and its permissions."
             ) from None
-
-
-def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest(), "little")
 
 
 def digest(content: object) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import codecs
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -36,6 +36,13 @@ class Text:
     def lines(self) -> Iterator[tuple[int, str]]:
         """Yield number and text of each line; raises `InputError` at a line that is not text."""
         return read_lines(self.stream, self.source)
+
+    def blocks(self) -> Iterator[list[str]]:
+        """Yield the text of the lines, many at once; raises as `lines` does."""
+        first = 1
+        while raw := self.stream.readlines(BLOCK):
+            yield _decoded(raw, self.source, first)
+            first += len(raw)
 
     @property
     def noted(self) -> str:
@@ -66,9 +73,12 @@ def plain_lines(source: Source) -> list[tuple[int, str]]:
         return [line for inner, stream in streams(raw, source) for line in open_text(stream, inner).lines()]
 
 
-def read_lines(stream: BinaryIO, source: Source) -> Iterator[tuple[int, str]]:
-    """Yield number and text of each line of UTF-8; raises `InputError` at a line that is none, or is not text."""
-    for number, raw in enumerate(stream, start=1):
+def read_lines(stream: Iterable[bytes], source: Source, first: int = 1) -> Iterator[tuple[int, str]]:
+    """Yield number and text of each line of UTF-8; raises `InputError` at a line that is none, or is not text.
+
+    `first` is the number of the first line.
+    """
+    for number, raw in enumerate(stream, first):
         line = raw.removesuffix(b"\n").removesuffix(b"\r")
         if number == 1:
             line = line.removeprefix(codecs.BOM_UTF8)
@@ -83,6 +93,21 @@ def read_lines(stream: BinaryIO, source: Source) -> Iterator[tuple[int, str]]:
                 "it is. Correct that line; or, if all of the file is in another encoding, name it with --encoding.",
                 number,
             ) from None
+
+
+def _decoded(raw: list[bytes], source: Source, first: int) -> list[str]:
+    """Return what `read_lines` yields of these lines, without their numbers."""
+    whole = b"".join(raw)
+    try:
+        text = whole.decode("utf-8")
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:
+        return [line for _, line in read_lines(raw, source, first)]  # raises with the number of the line
+    if first == 1:
+        text = text.removeprefix("\ufeff")
+    lines = text.removesuffix("\n").split("\n")
+    return [line.removesuffix("\r") for line in lines] if "\r" in text else lines
 
 
 class _Translated(io.RawIOBase):

@@ -16,9 +16,13 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 from transformers.tokenization_python import Trie
+
+from simcse_train.encoders.token_rows import TokenRows, join_rows
+from simcse_train.encoders.words import WordTokens, works_on_words
 
 # A longer text is cut here before it is tokenised: no sentence of `max_length` tokens needs as many characters, and a
 # line of 100 MB would keep the tokenizer busy for minutes.
@@ -40,8 +44,11 @@ class SentenceTokenizer:
         self._reading = _for_reading(tokenizer)
         self.gives_types = "token_type_ids" in tokenizer(PROBES[0])
         self.is_direct = _backend_gives_same_tokens(self._reading)
+        works = self.is_direct and works_on_words(self._reading.backend_tokenizer)
+        self._words = WordTokens(self._reading.backend_tokenizer) if works else None
         # Tokens before and after every sentence, those of the prompt included.
         self._added = _special_tokens(self._reading, "")
+        self._around = _tokens(self._reading, [""], 10_000)[0]
         self.opening, self.closing = _special_tokens(self._reading, prompt) if prompt else self._added
 
     @property
@@ -71,25 +78,32 @@ class SentenceTokenizer:
         A token of the tokenizer's class written in a sentence, such as `[SEP]`, is text; the user's own tokens stay
         whole.
         """
-        most = max(MAX_CHARACTERS, CHARACTERS_PER_TOKEN * min(max_length, 10**6))
-        kept = slice(-most, None) if self.pretrained.truncation_side == "left" else slice(most)
-        texts = [(self.prompt + sentence)[kept] for sentence in sentences]
         self._reading.truncation_side = self.pretrained.truncation_side
         tokenize = _backend_tokens if self.is_direct else _tokens
-        return tokenize(self._reading, texts, max_length)
+        return tokenize(self._reading, self._read_texts(sentences, max_length), max_length)
 
-    def tokenize_and_mark(self, sentences: Sequence[str], max_length: int) -> tuple[list[list[int]], list[bool]]:
-        """Return what `tokenize` returns, and which of the sentences were cut."""
+    def tokenize_rows(self, sentences: Sequence[str], max_length: int) -> TokenRows:
+        """Return the token ids that `tokenize` returns in one array, and which of the sentences were cut."""
+        cuts_left = self.pretrained.truncation_side == "left"
+        before, after = self._added
+        room = max_length - before - after
+        if self._words is not None and room > 0 and not cuts_left:
+            texts = self._read_texts(sentences, max_length + 1)
+            return self._words.tokenize(texts, room).between(self._around[:before], self._around[before:])
         # Asking for one token more than is kept shows which sentences are cut. A tokenizer cuts the text before it adds
         # the special tokens, so such a row has exactly one token of text too many.
         rows = self.tokenize(sentences, max_length + 1)
-        cut = [len(row) > max_length for row in rows]
-        cuts_left = self.pretrained.truncation_side == "left"
-        surplus = self._added[0] if cuts_left else max_length - self._added[1]
-        for row, is_cut in zip(rows, cut, strict=True):
-            if is_cut:
-                del row[surplus]
-        return rows, cut
+        is_cut = np.fromiter((len(row) > max_length for row in rows), bool, len(rows))
+        surplus = before if cuts_left else max_length - after
+        for place in np.flatnonzero(is_cut).tolist():
+            del rows[place][surplus]
+        return join_rows(rows, is_cut)
+
+    def _read_texts(self, sentences: Sequence[str], max_length: int) -> list[str]:
+        """Return as much of each sentence, after the prompt, as can become tokens."""
+        most = max(MAX_CHARACTERS, CHARACTERS_PER_TOKEN * min(max_length, 10**6))
+        kept = slice(-most, None) if self.pretrained.truncation_side == "left" else slice(most)
+        return [(self.prompt + sentence)[kept] for sentence in sentences]
 
     def fingerprint(self) -> str:
         """Return a SHA-256 of all that decides which tokens a text becomes."""

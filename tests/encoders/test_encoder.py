@@ -199,9 +199,9 @@ def assert_tokenizes_as_the_tokenizer(encoder: Encoder) -> None:
         expected = by_the_tokenizer(encoder, AWKWARD, max_length)
         assert encoder.tokenizer.tokenize(AWKWARD, max_length) == expected
         whole = by_the_tokenizer(encoder, AWKWARD, 1000)
-        rows, cut = encoder.tokenizer.tokenize_and_mark(AWKWARD, max_length)
-        assert rows == expected
-        assert cut == [len(row) > max_length for row in whole]
+        rows = encoder.tokenizer.tokenize_rows(AWKWARD, max_length)
+        assert [row.tolist() for row in np.split(rows.tokens, rows.lengths.cumsum()[:-1])] == expected
+        assert rows.is_cut.tolist() == [len(row) > max_length for row in whole]
 
 
 @pytest.mark.parametrize("side", ["right", "left"])

@@ -1,0 +1,110 @@
+"""Token ids of many texts, where each different word is tokenised once.
+
+BERT's tokenizer works on each character and then on each word by itself, and a space always ends a word. So the tokens
+of a text are those of its parts between spaces, one after another. A long text repeats most of its parts: looking them
+up takes a small part of the time in which the `tokenizers` library computes them.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
+
+from simcse_train.encoders.token_rows import TokenRows, ranges
+
+# When this much is known it is forgotten, and begins anew. It bounds the memory: about 100 bytes for each word.
+MOST_WORDS = 2**18
+MOST_CHARACTERS = 2**22
+
+MARKS = "".join(chr(code) for code in range(33, 127) if not chr(code).isalnum())
+IS_MARK = np.isin(np.arange(256), list(MARKS.encode()))  # (256,): of a byte
+
+
+def works_on_words(backend: Tokenizer) -> bool:
+    """Say whether the tokens of a text are those of its parts between spaces, one after another."""
+    return (
+        isinstance(backend.normalizer, BertNormalizer)
+        and isinstance(backend.pre_tokenizer, BertPreTokenizer)
+        and isinstance(backend.model, WordPiece)
+        # Those that are not special are found in the text before it is divided into words.
+        and all(token.special for token in backend.get_added_tokens_decoder().values())
+    )
+
+
+class WordTokens:
+    """Tokenises with a tokenizer that works on words, and remembers words; written special tokens are text."""
+
+    def __init__(self, backend: Tokenizer) -> None:
+        self._backend = Tokenizer.from_str(backend.to_str())
+        self._backend.no_padding()
+        self._backend.no_truncation()
+        self._backend.encode_special_tokens = True
+        self._lowercase = bool(backend.normalizer.lowercase)
+        self._forget()
+
+    def tokenize(self, texts: Sequence[str], most: int) -> TokenRows:
+        """Return the first `most` tokens of each text, without special tokens around them."""
+        words, first = divide(texts, lowercase=self._lowercase)
+        encoded = words.dictionary_encode()
+        numbers = self._numbers_of(encoded.dictionary.to_pylist())[encoded.indices.to_numpy()]  # (words,)
+        sizes = self._sizes[numbers]
+        before = np.append(0, sizes.cumsum())  # (words + 1,): tokens before each word, in all texts
+        ends = before[first]  # (texts + 1,): tokens before each text
+        whole = np.diff(ends)
+        # Of each word, how many tokens are kept: those before the limit of its text.
+        kept = (np.repeat(ends[:-1] + most, np.diff(first)) - before[:-1]).clip(0, sizes)
+        return TokenRows(self._tokens[ranges(self._starts[numbers], kept)], whole.clip(max=most), whole > most)
+
+    def _numbers_of(self, words: list[str]) -> NDArray[np.int64]:
+        """Return the numbers under which these words, all different, are remembered."""
+        if len(self._numbers) > MOST_WORDS or self._characters > MOST_CHARACTERS:
+            self._forget()
+        known = self._numbers
+        new = [word for word in words if word not in known]
+        if new:
+            rows = [encoding.ids for encoding in self._backend.encode_batch_fast(new, add_special_tokens=False)]
+            sizes = np.fromiter(map(len, rows), np.int64, len(rows))
+            tokens = np.fromiter(itertools.chain.from_iterable(rows), np.int32, int(sizes.sum()))
+            known.update(zip(new, range(len(known), len(known) + len(new)), strict=True))
+            self._characters += sum(map(len, new))
+            self._starts = np.append(self._starts, len(self._tokens) + sizes.cumsum() - sizes)
+            self._sizes = np.append(self._sizes, sizes)
+            self._tokens = np.append(self._tokens, tokens)
+        return np.fromiter(map(known.__getitem__, words), np.int64, len(words))
+
+    def _forget(self) -> None:
+        self._numbers: dict[str, int] = {}
+        self._characters = 0
+        self._starts = np.zeros(0, np.int64)  # (words,): where the tokens of each word begin
+        self._sizes = np.zeros(0, np.int64)  # (words,)
+        self._tokens = np.zeros(0, np.int32)  # of all words, one after another
+
+
+def divide(texts: Sequence[str], *, lowercase: bool) -> tuple[pa.LargeStringArray, NDArray[np.int64]]:
+    """Return the words of texts, and which is the first of each text (texts + 1,).
+
+    Words end at spaces and at ASCII punctuation, each mark of which is a word. With `lowercase`, A to Z are lowered.
+    """
+    array = pa.array(texts, pa.large_string())
+    _, offsets, content = (pc.ascii_lower(array) if lowercase else array).buffers()
+    edges = np.frombuffer(offsets, np.int64)[: len(texts) + 1]
+    characters = np.frombuffer(content or b"", np.uint8)[: edges[-1]]  # bytes of UTF-8: no space or mark is in a letter
+    is_mark = IS_MARK[characters]
+    is_space = characters == ord(" ")
+    after_letter = np.zeros(len(characters), bool)  # whether a letter of the same text stands before
+    np.logical_not(is_mark[:-1] | is_space[:-1], out=after_letter[1:])
+    after_letter[edges[:-1][edges[:-1] < edges[-1]]] = False
+    begins = (is_mark | ~after_letter) & ~is_space
+    first = np.searchsorted(np.flatnonzero(begins), edges)
+    places = np.append(np.flatnonzero(begins[~is_space]), np.count_nonzero(~is_space))
+    contents = pa.py_buffer(places), pa.py_buffer(characters[~is_space])
+    return pa.LargeStringArray.from_buffers(len(places) - 1, *contents), first
