@@ -16,6 +16,7 @@ import json
 import os
 import secrets
 import shutil
+from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -41,6 +42,7 @@ from simcse_train.errors import InputError
 # How much is tokenised and written at once: enough to use every core, little enough that long lines do not fill memory.
 CHUNK_SENTENCES = 4096
 CHUNK_CHARACTERS = 4_000_000
+MOST_THREADS = 4  # more would wait for each other in Python
 ROWS_AT_ONCE = 2**20
 SAID = 5  # files of which the screen says how they were understood
 
@@ -182,7 +184,7 @@ def _tokenised(
 ) -> Iterator[tuple[int, list[str], TokenRows]]:
     """Yield of each chunk its number of lines, and its texts that have tokens with these.
 
-    A thread works one chunk ahead.
+    Threads work ahead, each on one chunk.
     """
 
     def tokenise(chunk: list[str]) -> tuple[int, list[str], TokenRows]:
@@ -194,15 +196,15 @@ def _tokenised(
             texts, rows = [texts[place] for place in full.tolist()], rows.take(full)
         return len(chunk), texts, rows
 
-    with ThreadPoolExecutor(1) as worker:
-        before: Future[tuple[int, list[str], TokenRows]] | None = None
+    threads = min(MOST_THREADS, os.cpu_count() or 1) if tokenizer.takes_threads else 1
+    with ThreadPoolExecutor(threads) as workers:
+        ahead: deque[Future[tuple[int, list[str], TokenRows]]] = deque()
         for chunk in chunks:
-            ahead = worker.submit(tokenise, chunk)
-            if before is not None:
-                yield before.result()
-            before = ahead
-        if before is not None:
-            yield before.result()
+            ahead.append(workers.submit(tokenise, chunk))
+            if len(ahead) > threads:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
 
 
 def _record_batch(texts: list[str], rows: TokenRows) -> pa.RecordBatch:

@@ -41,11 +41,11 @@ class TokenRows:
         return TokenRows(tokens, lengths, self.is_cut)
 
 
-def join_rows(rows: Sequence[Sequence[int]], is_cut: NDArray[np.bool_]) -> TokenRows:
-    """Return token ids of sentences (a list for each) in one array."""
+def join_rows(rows: Sequence[Sequence[int]], is_cut: NDArray[np.bool_] | None = None) -> TokenRows:
+    """Return token ids of sentences (a list for each) in one array; none is cut unless `is_cut` says so."""
     lengths = np.fromiter(map(len, rows), np.int64, len(rows))
     tokens = np.fromiter(itertools.chain.from_iterable(rows), np.int32, int(lengths.sum()))
-    return TokenRows(tokens, lengths, is_cut)
+    return TokenRows(tokens, lengths, np.zeros(len(rows), bool) if is_cut is None else is_cut)
 
 
 def ranges(starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -62,6 +62,11 @@ class SentenceTokenizer:
         return self._added[0] > 0
 
     @property
+    def takes_threads(self) -> bool:
+        """Whether several threads may call `tokenize_rows`; otherwise the tokenizer has threads of its own."""
+        return self._words is not None
+
+    @property
     def padding_id(self) -> int:
         """The token id that fills padded batches; attention never sees it."""
         return self.pretrained.pad_token_id or 0

@@ -7,7 +7,7 @@ up takes a small part of the time in which the `tokenizers` library computes the
 
 from __future__ import annotations
 
-import itertools
+import threading
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,12 +19,13 @@ from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
-from simcse_train.encoders.token_rows import TokenRows, ranges
+from simcse_train.encoders.token_rows import TokenRows, join_rows, ranges
 
 # When this much is known it is forgotten, and begins anew. It bounds the memory: about 100 bytes for each word.
 MOST_WORDS = 2**18
 MOST_CHARACTERS = 2**22
 
+REMEMBERING = threading.Lock()  # not one of each object, which could not be copied
 MARKS = "".join(chr(code) for code in range(33, 127) if not chr(code).isalnum())
 IS_MARK = np.isin(np.arange(256), list(MARKS.encode()))  # (256,): of a byte
 
@@ -48,6 +49,7 @@ class WordTokens:
         self._backend.no_padding()
         self._backend.no_truncation()
         self._backend.encode_special_tokens = True
+        self._model = self._backend.model
         self._lowercase = bool(backend.normalizer.lowercase)
         self._forget()
 
@@ -55,31 +57,43 @@ class WordTokens:
         """Return the first `most` tokens of each text, without special tokens around them."""
         words, first = divide(texts, lowercase=self._lowercase)
         encoded = words.dictionary_encode()
-        numbers = self._numbers_of(encoded.dictionary.to_pylist())[encoded.indices.to_numpy()]  # (words,)
-        sizes = self._sizes[numbers]
+        with REMEMBERING:  # also by other threads
+            numbers = self._numbers_of(encoded.dictionary.to_pylist())[encoded.indices.to_numpy()]  # (words,)
+            tokens, starts, sizes = self._tokens, self._starts[numbers], self._sizes[numbers]
         before = np.append(0, sizes.cumsum())  # (words + 1,): tokens before each word, in all texts
         ends = before[first]  # (texts + 1,): tokens before each text
         whole = np.diff(ends)
         # Of each word, how many tokens are kept: those before the limit of its text.
         kept = (np.repeat(ends[:-1] + most, np.diff(first)) - before[:-1]).clip(0, sizes)
-        return TokenRows(self._tokens[ranges(self._starts[numbers], kept)], whole.clip(max=most), whole > most)
+        return TokenRows(tokens[ranges(starts, kept)], whole.clip(max=most), whole > most)
 
     def _numbers_of(self, words: list[str]) -> NDArray[np.int64]:
         """Return the numbers under which these words, all different, are remembered."""
         if len(self._numbers) > MOST_WORDS or self._characters > MOST_CHARACTERS:
             self._forget()
-        known = self._numbers
-        new = [word for word in words if word not in known]
-        if new:
-            rows = [encoding.ids for encoding in self._backend.encode_batch_fast(new, add_special_tokens=False)]
-            sizes = np.fromiter(map(len, rows), np.int64, len(rows))
-            tokens = np.fromiter(itertools.chain.from_iterable(rows), np.int32, int(sizes.sum()))
-            known.update(zip(new, range(len(known), len(known) + len(new)), strict=True))
-            self._characters += sum(map(len, new))
-            self._starts = np.append(self._starts, len(self._tokens) + sizes.cumsum() - sizes)
-            self._sizes = np.append(self._sizes, sizes)
-            self._tokens = np.append(self._tokens, tokens)
-        return np.fromiter(map(known.__getitem__, words), np.int64, len(words))
+        numbers = list(map(self._numbers.get, words))
+        if None in numbers:
+            new = [place for place, number in enumerate(numbers) if number is None]
+            self._remember([words[place] for place in new])
+            for number, place in enumerate(new, len(self._numbers) - len(new)):
+                numbers[place] = number
+        return np.array(numbers, np.int64)
+
+    def _remember(self, words: list[str]) -> None:
+        """Tokenise words that are not known and number them."""
+        # What normalisation leaves as it is goes to the model, which takes a quarter of the time.
+        others = [word for word in words if not (word.isascii() and word.isalnum())]
+        encoded = dict(zip(others, self._backend.encode_batch_fast(others, add_special_tokens=False), strict=True))
+        tokens = [
+            encoded[word].ids if word in encoded else [token.id for token in self._model.tokenize(word)]
+            for word in words
+        ]
+        rows = join_rows(tokens)
+        self._numbers.update(zip(words, range(len(self._numbers), len(self._numbers) + len(words)), strict=True))
+        self._characters += sum(map(len, words))
+        self._starts = np.append(self._starts, len(self._tokens) + rows.lengths.cumsum() - rows.lengths)
+        self._sizes = np.append(self._sizes, rows.lengths)
+        self._tokens = np.append(self._tokens, rows.tokens)
 
     def _forget(self) -> None:
         self._numbers: dict[str, int] = {}
