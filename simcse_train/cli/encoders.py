@@ -72,19 +72,29 @@ def encode_command(
     text_column: TextColumnOption = None,
     encoding: EncodingOption = None,
     normalize: Annotated[bool, typer.Option(help="Scale every row to length 1.")] = True,
+    precision: Annotated[str, typer.Option(metavar="fp32|bf16", help="Of products; bf16 is faster.")] = "fp32",
     pooling: PoolingOption = "auto",
 ) -> None:
     """Write one float32 row per record of a text."""
+    if precision not in ("fp32", "bf16"):
+        raise InputError(f"--precision {precision} must be fp32 or bf16.")
     require_text([source], "INPUT")
     quiet()
     from simcse_train import distributed
     from simcse_train.export.folder import load_saved_encoder
     from simcse_train.search.encode import encode_file
+    from simcse_train.training.plan import find_precision
 
     with distributed.connected(lambda: "Nothing was written. Run it again."):
         loaded = load_saved_encoder(encoder, pooling=pooling)
         rows, width = encode_file(
-            loaded, source, target, text_column=text_column, encoding=encoding, normalized=normalize
+            loaded,
+            source,
+            target,
+            text_column=text_column,
+            encoding=encoding,
+            normalized=normalize,
+            precision=find_precision(precision, loaded.device.type, loaded.float32_only),
         )
         if distributed.is_main():
             typer.echo(f"Wrote {rows:,} rows of {width} to {target}.")

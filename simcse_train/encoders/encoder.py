@@ -21,11 +21,12 @@ from simcse_train.encoders.compiled.families import embed_tokens
 from simcse_train.encoders.compiled.stack import Stack
 from simcse_train.encoders.dropout import replace_dropout
 from simcse_train.encoders.modules import Dense, Folder, LayerNorm, Normalize
-from simcse_train.encoders.packing import pack, packing, positions
+from simcse_train.encoders.packing import pack_rows, packing, positions
 from simcse_train.encoders.padding import accepted_inputs, padded_states
 from simcse_train.encoders.pooling import pool
 from simcse_train.encoders.tokenizer import SentenceTokenizer
 
+BATCH_TOKENS = 16_384  # that are encoded at once
 UNLIMITED = 1_000_000  # tokens: the limit of a model that has none
 
 
@@ -58,6 +59,7 @@ class Encoder(nn.Module):
         self.first_only = False
         self.equal_lengths = False
         self.stack: Stack | None = None  # computes the layers in training, where `acceptance` lets it
+        self.stack_encodes = False  # whether it also computes them without dropout
         self.float32_only = ""  # why it cannot be computed in bfloat16, if it cannot
         self.notes: list[str] = []  # what the user should know about how this encoder is used
         # Whether the model is told that every token is of type 0: to GPT-2 that is not the same as to be told nothing.
@@ -120,9 +122,9 @@ class Encoder(nn.Module):
         if not self.packed:
             return self.padded_states(tokens, lengths)
         places = positions(lengths, len(tokens)) + first_position(self.model)
-        if self.stack is not None and self.training:
+        if self.stack is not None and (self.training or self.stack_encodes):
             embedded = embed_tokens(self.model, tokens, places)
-            return self.stack(embedded, lengths, first_only=first_only, training=True)
+            return self.stack(embedded, lengths, first_only=first_only, training=self.training)
         types = {"token_type_ids": torch.zeros_like(tokens)[None]} if self.gives_types else {}
         output = self.model(
             input_ids=tokens[None],
@@ -151,22 +153,22 @@ class Encoder(nn.Module):
     ) -> NDArray[np.float32]:
         """Return one float32 row per sentence (sentences, hidden), without dropout and without the head.
 
-        A sentence without a single token, as an empty one of a tokenizer without special tokens, gives zeros.
+        A batch has at most `batch_size` sentences, and fewer where they are long, which bounds the memory. A sentence
+        without a single token, as an empty one of a tokenizer without special tokens, gives zeros.
         """
         training = self.training
         self.eval()
         out = np.zeros((len(sentences), self.hidden_size), dtype=np.float32)
+        rows = self.tokenizer.tokenize_rows(sentences, self.max_length)
         # Sentences of like length share a batch, so that a padded batch has little padding.
-        order = sorted(range(len(sentences)), key=lambda i: -len(sentences[i]))
-        batches = range(0, len(order), batch_size)
-        for start in tqdm(batches, desc="encode", unit="batch", disable=not show_progress):
-            chosen = order[start : start + batch_size]
-            rows = self.tokenizer.tokenize([sentences[i] for i in chosen], self.max_length)
-            full = [place for place, row in enumerate(rows) if row]
-            if full:
-                embeddings = self.embed(*pack([rows[place] for place in full], self.device))
-                found = (normalize(embeddings) if normalized else embeddings).cpu().numpy()
-                out[[chosen[place] for place in full]] = found
+        order = np.argsort(-rows.lengths, kind="stable")[: np.count_nonzero(rows.lengths)]
+        with tqdm(total=len(order), desc="encode", unit="sentence", disable=not show_progress) as bar:
+            while len(order):
+                fit = BATCH_TOKENS // int(rows.lengths[order[0]])  # the longest that is left
+                chosen, order = np.split(order, [max(1, min(batch_size, fit))])
+                embeddings = self.embed(*pack_rows(rows.take(chosen), self.device))
+                out[chosen] = (normalize(embeddings) if normalized else embeddings).cpu().numpy()
+                bar.update(len(chosen))
         self.train(training)
         return out
 

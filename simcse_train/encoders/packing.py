@@ -9,11 +9,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from simcse_train.encoders.token_rows import TokenRows
+
 
 def pack(rows: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
     """Return the token ids (total,) of all sentences, one after another, and the length of each (rows,)."""
     tokens = torch.from_numpy(np.concatenate([np.asarray(row, dtype=np.int64) for row in rows]))
     lengths = torch.tensor([len(row) for row in rows])
+    return tokens.to(device, non_blocking=True), lengths.to(device, non_blocking=True)
+
+
+def pack_rows(rows: TokenRows, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+    """Return what `pack` returns."""
+    tokens, lengths = torch.from_numpy(rows.tokens.astype(np.int64)), torch.from_numpy(rows.lengths)
     return tokens.to(device, non_blocking=True), lengths.to(device, non_blocking=True)
 
 

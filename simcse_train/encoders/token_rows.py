@@ -48,6 +48,15 @@ def join_rows(rows: Sequence[Sequence[int]], is_cut: NDArray[np.bool_] | None = 
     return TokenRows(tokens, lengths, np.zeros(len(rows), bool) if is_cut is None else is_cut)
 
 
+def concatenate_rows(parts: Sequence[TokenRows]) -> TokenRows:
+    """Return the rows of all parts, one part, at least, after another."""
+    return TokenRows(
+        np.concatenate([part.tokens for part in parts]),
+        np.concatenate([part.lengths for part in parts]),
+        np.concatenate([part.is_cut for part in parts]),
+    )
+
+
 def ranges(starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the numbers from each start, as many as its size says, one range after another (sum of sizes,)."""
     before = sizes.cumsum() - sizes

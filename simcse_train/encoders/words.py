@@ -7,6 +7,7 @@ up takes a small part of the time in which the `tokenizers` library computes the
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Sequence
 
@@ -19,12 +20,14 @@ from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
-from simcse_train.encoders.token_rows import TokenRows, join_rows, ranges
+from simcse_train.encoders.token_rows import TokenRows, concatenate_rows, join_rows, ranges
 
 # When this much is known it is forgotten, and begins anew. It bounds the memory: about 100 bytes for each word.
 MOST_WORDS = 2**18
 MOST_CHARACTERS = 2**22
 
+PORTION_TEXTS = 4096
+PORTION_CHARACTERS = 4_000_000
 REMEMBERING = threading.Lock()  # not one of each object, which could not be copied
 MARKS = "".join(chr(code) for code in range(33, 127) if not chr(code).isalnum())
 IS_MARK = np.isin(np.arange(256), list(MARKS.encode()))  # (256,): of a byte
@@ -51,10 +54,19 @@ class WordTokens:
         self._backend.encode_special_tokens = True
         self._model = self._backend.model
         self._lowercase = bool(backend.normalizer.lowercase)
+        self._numbers: dict[str, int]
+        self._characters: int
+        self._starts: NDArray[np.int64]  # (words,): where the tokens of each word begin
+        self._sizes: NDArray[np.int64]  # (words,)
+        self._tokens: NDArray[np.int32]  # of all words, one after another
         self._forget()
 
     def tokenize(self, texts: Sequence[str], most: int) -> TokenRows:
         """Return the first `most` tokens of each text, without special tokens around them."""
+        edges = [0, *portions(texts), len(texts)]
+        return concatenate_rows([self._tokenize(texts[start:end], most) for start, end in itertools.pairwise(edges)])
+
+    def _tokenize(self, texts: Sequence[str], most: int) -> TokenRows:
         words, first = divide(texts, lowercase=self._lowercase)
         encoded = words.dictionary_encode()
         with REMEMBERING:  # also by other threads
@@ -96,11 +108,16 @@ class WordTokens:
         self._tokens = np.append(self._tokens, rows.tokens)
 
     def _forget(self) -> None:
-        self._numbers: dict[str, int] = {}
-        self._characters = 0
-        self._starts = np.zeros(0, np.int64)  # (words,): where the tokens of each word begin
-        self._sizes = np.zeros(0, np.int64)  # (words,)
-        self._tokens = np.zeros(0, np.int32)  # of all words, one after another
+        self._numbers, self._characters = {}, 0
+        self._starts, self._sizes = np.zeros(0, np.int64), np.zeros(0, np.int64)
+        self._tokens = np.zeros(0, np.int32)
+
+
+def portions(texts: Sequence[str]) -> list[int]:
+    """Return where to divide many texts, or long ones, so that the memory that one portion takes is bounded."""
+    characters = np.fromiter(map(len, texts), np.int64, len(texts)).cumsum() // PORTION_CHARACTERS
+    portion = characters + np.arange(len(texts)) // PORTION_TEXTS  # it rises where either of both does
+    return (np.flatnonzero(np.diff(portion)) + 1).tolist()
 
 
 def divide(texts: Sequence[str], *, lowercase: bool) -> tuple[pa.LargeStringArray, NDArray[np.int64]]:

@@ -24,10 +24,12 @@ from simcse_train import distributed
 from simcse_train.data.files import one_file, open_file
 from simcse_train.data.source import named
 from simcse_train.data.texts import read_texts
+from simcse_train.encoders.compiled.acceptance import use_kernels
 from simcse_train.encoders.encoder import Encoder
 from simcse_train.errors import InputError
 from simcse_train.runs.atomic import PARTIAL
 
+BATCH = 256  # sentences at once
 CHUNK = 8192  # sentences that are read, encoded and written at once
 
 Rows = Iterator[tuple[list[str], NDArray[np.float32]]]  # sentences, and their embeddings (sentences, hidden)
@@ -41,12 +43,14 @@ def encode_file(
     text_column: str | None = None,
     encoding: str | None = None,
     normalized: bool = True,
+    precision: str = "fp32",
 ) -> tuple[int, int]:
     """Write one float32 row per record of a text, or of standard input for `-`; return the shape of all rows.
 
     The ending of `target` decides the format: .npy, .safetensors (one tensor, `embeddings`) or .parquet (the columns
     `text` and `embedding`). An empty record gives a row too, so that row numbers equal record numbers. The file is
-    written completely or not at all. Raises `InputError` if the input cannot be read or the output cannot be written.
+    written completely or not at all. `precision` is that of the products, fp32 or bf16. Raises
+    `InputError` if the input cannot be read or the output cannot be written.
     Under `torchrun` or `accelerate launch` all processes call it, and the main process writes.
     """
     if target.suffix not in WRITERS:
@@ -68,7 +72,7 @@ def encode_file(
             if first is None:
                 found = f"has {len(before)} records, all without text" if before else "is empty"
                 raise InputError(f"INPUT {path} {found}: there is nothing to encode.")
-            rows = _encoded(encoder, itertools.chain(before, [first], sentences), normalized)
+            rows = _encoded(encoder, itertools.chain(before, [first], sentences), normalized, precision)
             if not distributed.is_main():
                 return sum(len(embeddings) for _, embeddings in rows), encoder.hidden_size
             try:
@@ -84,13 +88,23 @@ def encode_file(
     return count, encoder.hidden_size
 
 
-def _encoded(encoder: Encoder, sentences: Iterator[str], normalized: bool) -> Rows:
-    with tqdm(desc="encode", unit="sentence", disable=None if distributed.is_main() else True) as bar:
-        while chunk := list(itertools.islice(sentences, CHUNK * distributed.world_size())):
-            first, end = distributed.shares(len(chunk))[distributed.rank()]
-            mine = torch.from_numpy(encoder.encode(chunk[first:end], normalized=normalized))
-            yield chunk, distributed.gather_shares(mine, len(chunk)).numpy()
-            bar.update(len(chunk))
+def _encoded(encoder: Encoder, sentences: Iterator[str], normalized: bool, precision: str) -> Rows:
+    share = CHUNK * distributed.world_size()
+    is_first = True
+    try:
+        with tqdm(desc="encode", unit="sentence", disable=None if distributed.is_main() else True) as bar:
+            while chunk := list(itertools.islice(sentences, share)):
+                # A shorter text is encoded before the kernels are compiled and tried.
+                if is_first and len(chunk) == share:
+                    encoder.stack_encodes = not use_kernels(encoder, precision)
+                is_first = False
+                first, end = distributed.shares(len(chunk))[distributed.rank()]
+                with torch.autocast(encoder.device.type, torch.bfloat16, enabled=precision == "bf16"):
+                    mine = torch.from_numpy(encoder.encode(chunk[first:end], batch_size=BATCH, normalized=normalized))
+                yield chunk, distributed.gather_shares(mine, len(chunk)).numpy()
+                bar.update(len(chunk))
+    finally:
+        encoder.stack_encodes = False
 
 
 def _write_npy(stream: BinaryIO, rows: Rows, width: int) -> int:

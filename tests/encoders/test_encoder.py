@@ -250,6 +250,9 @@ def test_encoding_gives_unit_rows_in_the_order_of_the_sentences(tiny: Path) -> N
     assert rows.dtype == np.float32
     assert np.allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-6)
     assert np.allclose(rows[:4], rows[-4:], atol=1e-6)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("simcse_train.encoders.encoder.BATCH_TOKENS", 3)  # fewer than any sentence has
+        assert np.allclose(encoder.encode(SENTENCES), rows[:4], atol=1e-6)
     raw = encoder.encode(SENTENCES, normalized=False)
     assert np.allclose(raw / np.linalg.norm(raw, axis=1, keepdims=True), rows[:4], atol=1e-6)
     assert encoder.encode([]).shape == (0, 32)

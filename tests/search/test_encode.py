@@ -9,6 +9,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from simcse_train import distributed
+from simcse_train.encoders.compiled.build import CannotCompile
+from simcse_train.encoders.compiled.library import library
 from simcse_train.encoders.loading import load_encoder
 from simcse_train.errors import InputError
 from simcse_train.search import encode
@@ -88,3 +90,21 @@ def test_several_processes_write_one_file_in_the_order_of_the_text(tiny: Path, t
     assert run(3, encode_together, tiny, tmp_path / "in.txt", tmp_path / "rows.npy") == [0, 0, 0]
     assert np.allclose(np.load(tmp_path / "rows.npy"), load_encoder(tiny).encode(SENTENCES), atol=1e-6)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.txt", "rows.npy"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_long_text_is_encoded_by_kernels_that_change_no_more_than_rounding(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    try:
+        library()
+    except CannotCompile as error:
+        pytest.skip(f"no kernels here: {error}")
+    encoder = load_encoder(tiny)
+    (tmp_path / "in.txt").write_text("\n".join(SENTENCES) + "\n")
+    monkeypatch.setattr(encode, "CHUNK", 2)
+    encode_file(encoder, str(tmp_path / "in.txt"), tmp_path / "rows.npy", precision=precision)
+    assert encoder.stack is not None
+    assert not encoder.stack_encodes
+    tolerance = 1e-5 if precision == "fp32" else 0.03
+    np.testing.assert_allclose(np.load(tmp_path / "rows.npy"), encoder.encode(SENTENCES), atol=tolerance)
