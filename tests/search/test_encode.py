@@ -94,13 +94,13 @@ def test_several_processes_write_one_file_in_the_order_of_the_text(tiny: Path, t
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_long_text_is_encoded_by_kernels_that_change_no_more_than_rounding(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
     try:
         library()
     except CannotCompile as error:
         pytest.skip(f"no kernels here: {error}")
-    encoder = load_encoder(tiny)
+    encoder = load_encoder(small)
     (tmp_path / "in.txt").write_text("\n".join(SENTENCES) + "\n")
     monkeypatch.setattr(encode, "CHUNK", 2)
     encode_file(encoder, str(tmp_path / "in.txt"), tmp_path / "rows.npy", precision=precision)
