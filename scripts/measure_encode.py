@@ -14,6 +14,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Annotated
@@ -65,11 +66,11 @@ def main(
         for precision in precisions.split(","):
             peer = SentenceTransformer(encoder, device="cpu", model_kwargs={"dtype": dtypes[precision]})
             for size in map(int, batch_sizes.split(",")):
-                calls[f"sentence-transformers {precision} batch {size}"] = lambda peer=peer, size=size: peer.encode(
-                    sentences, batch_size=size, show_progress_bar=False
+                calls[f"sentence-transformers {precision} batch {size}"] = partial(
+                    peer.encode, sentences, batch_size=size, show_progress_bar=False
                 )
-            calls[f"simcse-train {precision}"] = lambda precision=precision: encode_file(
-                loaded, str(folder / "in.txt"), folder / "rows.npy", precision=precision
+            calls[f"simcse-train {precision}"] = partial(
+                encode_file, loaded, str(folder / "in.txt"), folder / "rows.npy", precision=precision
             )
         found: dict[str, list[tuple[float, float]]] = {label: [] for label in calls}
         for _ in range(rounds):
