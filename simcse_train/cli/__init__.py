@@ -32,9 +32,9 @@ DONE, FAILED, WRONG_INPUT, SIGNALLED = 0, 1, 2, 128
 # Read by the libraries when they are first used; what the user has set stays.
 ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "true",
-    # On a CPU torch keeps a compiled matrix product for each shape, 1,024 in each of two caches. Without
-    # kernels every packed batch has new shapes, so both fill with products that are never used again: some 2 GiB within
-    # 1,000 steps. With kernels a step has 15 products for each number of tokens (`stack.room_for`) and some 30 others.
+    # On a CPU torch keeps a compiled matrix product for each shape, 1,024 in each of two caches. Without kernels every
+    # packed batch has new shapes, so both fill with products that are never used again: some 2 GiB within 1,000 steps.
+    # With kernels a step has 15 products for each number of tokens (`stack.padded_tokens`) and some 30 others.
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "96",
     "LRU_CACHE_CAPACITY": "96",
 }

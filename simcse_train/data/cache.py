@@ -162,7 +162,7 @@ def _write_sentences(
             unit="B",
             unit_scale=True,
             leave=False,
-            disable=not distributed.is_main(),
+            disable=None if distributed.is_main() else True,  # None: where the screen is no terminal
         ) as bar,
     ):
         for place, (source, size) in enumerate(zip(sources, sizes, strict=True)):

@@ -91,10 +91,10 @@ class SentenceTokenizer:
         """Return the token ids that `tokenize` returns in one array, and which of the sentences were cut."""
         cuts_left = self.pretrained.truncation_side == "left"
         before, after = self._added
-        room = max_length - before - after
-        if self._words is not None and room > 0 and not cuts_left:
+        kept = max_length - before - after
+        if self._words is not None and kept > 0 and not cuts_left:
             texts = self._read_texts(sentences, max_length + 1)
-            return self._words.tokenize(texts, room).between(self._around[:before], self._around[before:])
+            return self._words.tokenize(texts, kept).between(self._around[:before], self._around[before:])
         # Asking for one token more than is kept shows which sentences are cut. A tokenizer cuts the text before it adds
         # the special tokens, so such a row has exactly one token of text too many.
         rows = self.tokenize(sentences, max_length + 1)

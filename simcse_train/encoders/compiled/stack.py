@@ -47,7 +47,7 @@ class Stack:
             return passed
 
 
-def room_for(tokens: int, precision: torch.dtype) -> int:
+def padded_tokens(tokens: int, precision: torch.dtype) -> int:
     """Return for how many tokens the products of a pass are computed, in bfloat16 at most 1/16 more than there are.
 
     oneDNN compiles a product in bfloat16 for each shape, which takes longer than the product itself, and keeps the last
@@ -89,7 +89,7 @@ class _Pass(torch.autograd.Function):
         if first_only:
             layouts[-1] = layout_of(lengths, first_only=True)
         tokens = len(states)
-        states = _with_zeros(work, "embedded", states, room_for(tokens, precision))
+        states = _with_zeros(work, "embedded", states, padded_tokens(tokens, precision))
         layers = [
             LayerPass(work, number, layer, layout)
             for number, (layer, layout) in enumerate(zip(stack.layers, layouts, strict=True))
@@ -109,7 +109,7 @@ class _Pass(torch.autograd.Function):
         assert ctx.saved_tensors is not None  # raises in a second backward pass
         gradient, more = gradients[0].contiguous(), None
         if not ctx.layers[-1].layout.first_only:
-            gradient = _with_zeros(ctx.work, "gradient", gradient, room_for(ctx.tokens, ctx.work.precision))
+            gradient = _with_zeros(ctx.work, "gradient", gradient, padded_tokens(ctx.tokens, ctx.work.precision))
         found: list[Tensor] = []
         for layer in reversed(ctx.layers):
             gradient, more, of_layer = layer.backward(gradient, more)

@@ -19,7 +19,7 @@ from simcse_train.data.batches import two_views
 from simcse_train.encoders.compiled import stack
 from simcse_train.encoders.compiled.acceptance import use_kernels
 from simcse_train.encoders.compiled.buffers import Gradients
-from simcse_train.encoders.compiled.stack import room_for
+from simcse_train.encoders.compiled.stack import padded_tokens
 from simcse_train.encoders.dropout import Dropout, noise_of_share
 from simcse_train.encoders.encoder import Encoder
 from simcse_train.encoders.head import projection_head
@@ -177,7 +177,7 @@ def test_rows_after_the_last_token_change_nothing(
     assert use_kernels(encoder, "bf16") == ""
     token = encoder.tokenizer.tokenize(["a"], 3)[0][1]
     large, small = pack([[token] * 40] * 4), pack(encoder.tokenizer.tokenize(SENTENCES * 2 + SENTENCES[-1:], 40))
-    assert room_for(len(small[0]), torch.bfloat16) > len(small[0])
+    assert padded_tokens(len(small[0]), torch.bfloat16) > len(small[0])
     found = []
     with without_dropout(encoder), torch.autocast("cpu", torch.bfloat16):
         for added in (True, False):
@@ -187,7 +187,7 @@ def test_rows_after_the_last_token_change_nothing(
             for memory in buffers._held.values():
                 memory.fill_(math.nan)
             if not added:
-                monkeypatch.setattr(stack, "room_for", lambda tokens, precision: tokens)
+                monkeypatch.setattr(stack, "padded_tokens", lambda tokens, precision: tokens)
             found.append(gradients(encoder, small, kernels=True))
     (states, given), (expected, expected_gradients) = found
     assert torch.allclose(states, expected, atol=2e-2)
@@ -196,10 +196,10 @@ def test_rows_after_the_last_token_change_nothing(
 
 
 def test_numbers_of_tokens_are_few_in_bfloat16_and_exact_in_float32() -> None:
-    rooms = {tokens: room_for(tokens, torch.bfloat16) for tokens in range(1, 5000)}
+    rooms = {tokens: padded_tokens(tokens, torch.bfloat16) for tokens in range(1, 5000)}
     assert all(tokens <= room <= tokens * 17 / 16 + 1 for tokens, room in rooms.items())
     assert len({room for tokens, room in rooms.items() if 2048 < tokens <= 4096}) == 16
-    assert room_for(3433, torch.float32) == 3433
+    assert padded_tokens(3433, torch.float32) == 3433
 
 
 def test_a_gradient_stays_as_it_is_in_later_steps(small: Path) -> None:

@@ -36,7 +36,7 @@ struct AttentionLayout {
 };
 
 // C = A B, or C += A B. A (rows, inner): element (i, k) is a[i * row + k * column]; B (inner, width), its rows apart by
-// b_stride; C (rows, width). Rows are computed in groups of four: a and c must have room up to a multiple of 4.
+// b_stride; C (rows, width). Rows are computed in groups of four: a and c must be allocated up to a multiple of 4.
 template <int vectors>
 INLINE void multiply_strip(int64_t inner, const float* a, int64_t row, int64_t column, const float* b,
                            int64_t b_stride, float* c, int64_t c_stride, bool add) {
@@ -65,28 +65,28 @@ static void multiply(int64_t rows, int64_t width, int64_t inner, const float* a,
     }
 }
 
-// to (room, size) = (from (rows, stride) + bias) * scaling, and zeros from `rows` on.
+// to (padded, size) = (from (rows, stride) + bias) * scaling, and zeros from `rows` on.
 template <class T>
-INLINE void take(float* to, int64_t rows, int64_t room, int64_t size, const T* from, int64_t stride, const float* bias,
+INLINE void take(float* to, int64_t rows, int64_t padded, int64_t size, const T* from, int64_t stride, const float* bias,
                  float scaling) {
     for (int64_t i = 0; i < rows; i++)
         for (int64_t d = 0; d < size; d += LANES) {
             Floats v = load(from + i * stride + d);
             store(to + i * size + d, (bias ? v + load(bias + d) : v) * scaling);
         }
-    memset(to + rows * size, 0, (room - rows) * size * sizeof(float));
+    memset(to + rows * size, 0, (padded - rows) * size * sizeof(float));
 }
-// to (size, room) = (from (rows, stride) + bias) transposed, and zeros from `rows` on; room: a multiple of LANES.
+// to (size, padded) = (from (rows, stride) + bias) transposed, and zeros from `rows` on; padded: a multiple of LANES.
 template <class T>
-INLINE void take_transposed(float* to, int64_t rows, int64_t room, int64_t size, const T* from, int64_t stride,
+INLINE void take_transposed(float* to, int64_t rows, int64_t padded, int64_t size, const T* from, int64_t stride,
                             const float* bias) {
-    for (int64_t i = 0; i < room; i += LANES)
+    for (int64_t i = 0; i < padded; i += LANES)
         for (int64_t d = 0; d < size; d += LANES) {
             Floats tile[LANES];
             for (int k = 0; k < LANES; k++)
                 tile[k] = i + k < rows ? load(from + (i + k) * stride + d) + load(bias + d) : Floats{};
             transpose(tile);
-            for (int k = 0; k < LANES; k++) store(to + (d + k) * room + i, tile[k]);
+            for (int k = 0; k < LANES; k++) store(to + (d + k) * padded + i, tile[k]);
         }
 }
 // to (rows, stride) = from (rows, size) * scaling; the sum over rows is added to `total`, where there is one.
@@ -119,8 +119,8 @@ INLINE Floats only(Floats scores, int64_t left) {
 
 // The floats of scratch memory that a thread needs.
 extern "C" int64_t attention_scratch(int64_t longest, int64_t size) {
-    const int64_t room = up(longest, 16);
-    return 3 * BLOCK * size + 5 * room * size + 2 * BLOCK * room;
+    const int64_t padded = up(longest, 16);
+    return 3 * BLOCK * size + 5 * padded * size + 2 * BLOCK * padded;
 }
 
 struct AttentionForward {
@@ -137,34 +137,34 @@ static void attention_forward(const AttentionForward& arguments) {
         float* Q = a.scratch + thread * attention_scratch(a.longest, size);
         float *O = Q + BLOCK * size, *Kt = O + BLOCK * size, *V = Kt + most * size, *S = V + most * size;
         for_pairs(a, thread, threads, [&](int64_t sentence, int64_t head) {
-            const int64_t length = a.lengths[sentence], room = up(length, LANES), place = head * size;
+            const int64_t length = a.lengths[sentence], padded = up(length, LANES), place = head * size;
             const int64_t first_query = a.query_starts[sentence];
             const int64_t key = a.starts[sentence] * a.key_stride + place;
             const Noise noise = of_pair(a.noise, (a.noise.first + sentence) * a.heads + head);
-            take_transposed(Kt, length, room, size, (const T*)a.key + key, a.key_stride, a.key_bias + place);
+            take_transposed(Kt, length, padded, size, (const T*)a.key + key, a.key_stride, a.key_bias + place);
             take(V, length, length, size, (const T*)a.value + key, a.key_stride, a.value_bias + place, 1.0f);
             for (int64_t begin = 0; begin < a.query_lengths[sentence]; begin += BLOCK) {
                 const int64_t left = a.query_lengths[sentence] - begin, rows = left < BLOCK ? left : BLOCK;
                 const int64_t query = first_query + begin;
                 take(Q, rows, up(rows, 4), size, (const T*)a.query + query * a.query_stride + place, a.query_stride,
                      a.query_bias + place, a.scaling);
-                multiply(rows, room, size, Q, size, 1, Kt, room, S, room);
+                multiply(rows, padded, size, Q, size, 1, Kt, padded, S, padded);
                 for (int64_t i = 0; i < rows; i++) {
-                    float* s = S + i * room;
+                    float* s = S + i * padded;
                     Floats top = all(-INFINITY), total = {};
-                    for (int64_t j = 0; j < room; j += LANES) top = larger(only(load(s + j), length - j), top);
+                    for (int64_t j = 0; j < padded; j += LANES) top = larger(only(load(s + j), length - j), top);
                     const float highest = largest(top);
-                    for (int64_t j = 0; j < room; j += LANES) {
+                    for (int64_t j = 0; j < padded; j += LANES) {
                         Floats e = exponential(only(load(s + j), length - j) - highest);
                         store(s + j, e);
                         total += e;
                     }
                     const float denominator = sum(total);
                     a.normalizer[(query + i) * a.heads + head] = highest + logf(denominator);
-                    for (int64_t j = 0; j < room; j += LANES)
-                        store(s + j, load(s + j) * (1.0f / denominator) * factors(noise, (begin + i) * room + j));
+                    for (int64_t j = 0; j < padded; j += LANES)
+                        store(s + j, load(s + j) * (1.0f / denominator) * factors(noise, (begin + i) * padded + j));
                 }
-                multiply(rows, size, length, S, room, 1, V, size, O, size);
+                multiply(rows, size, length, S, padded, 1, V, size, O, size);
                 give((T*)arguments.out + query * width + place, width, rows, size, O, 1.0f, nullptr);
             }
         });
@@ -204,13 +204,13 @@ static void attention_backward(const AttentionBackward& arguments) {
         float *Vt = Kt + most * size, *dK = Vt + most * size, *dV = dK + most * size;
         float *D = dV + most * size, *dS = D + BLOCK * most;
         for_pairs(a, thread, threads, [&](int64_t sentence, int64_t head) {
-            const int64_t length = a.lengths[sentence], room = up(length, LANES), place = head * size;
+            const int64_t length = a.lengths[sentence], padded = up(length, LANES), place = head * size;
             const int64_t first_query = a.query_starts[sentence];
             const int64_t key = a.starts[sentence] * a.key_stride + place;
             const Noise noise = of_pair(a.noise, (a.noise.first + sentence) * a.heads + head);
             take(K, length, length, size, (const T*)a.key + key, a.key_stride, a.key_bias + place, 1.0f);
-            take_transposed(Kt, length, room, size, (const T*)a.key + key, a.key_stride, a.key_bias + place);
-            take_transposed(Vt, length, room, size, (const T*)a.value + key, a.key_stride, a.value_bias + place);
+            take_transposed(Kt, length, padded, size, (const T*)a.key + key, a.key_stride, a.key_bias + place);
+            take_transposed(Vt, length, padded, size, (const T*)a.value + key, a.key_stride, a.value_bias + place);
             for (int64_t begin = 0; begin < a.query_lengths[sentence]; begin += BLOCK) {
                 const int64_t left = a.query_lengths[sentence] - begin, rows = left < BLOCK ? left : BLOCK;
                 const int64_t query = first_query + begin;
@@ -218,29 +218,29 @@ static void attention_backward(const AttentionBackward& arguments) {
                      a.query_bias + place, a.scaling);
                 take(G, rows, up(rows, 4), size, (const T*)arguments.gradient + query * width + place, width, nullptr,
                      1.0f);
-                multiply(rows, room, size, Q, size, 1, Kt, room, D, room);   // S, until it is overwritten
-                multiply(rows, room, size, G, size, 1, Vt, room, dS, room);  // that of drop(P)
+                multiply(rows, padded, size, Q, size, 1, Kt, padded, D, padded);   // S, until it is overwritten
+                multiply(rows, padded, size, G, size, 1, Vt, padded, dS, padded);  // that of drop(P)
                 for (int64_t i = 0; i < rows; i++) {
-                    float *d = D + i * room, *ds = dS + i * room;
+                    float *d = D + i * padded, *ds = dS + i * padded;
                     const float normalizer = a.normalizer[(query + i) * a.heads + head];
                     Floats total = {};
-                    for (int64_t j = 0; j < room; j += LANES) {
+                    for (int64_t j = 0; j < padded; j += LANES) {
                         Floats p = exponential(only(load(d + j), length - j) - normalizer);
-                        Floats dp = load(ds + j) * factors(noise, (begin + i) * room + j);
+                        Floats dp = load(ds + j) * factors(noise, (begin + i) * padded + j);
                         store(d + j, p);
                         store(ds + j, dp);
                         total += dp * p;
                     }
                     const float mean = sum(total);
-                    for (int64_t j = 0; j < room; j += LANES) {
+                    for (int64_t j = 0; j < padded; j += LANES) {
                         Floats p = load(d + j);
                         store(ds + j, p * (load(ds + j) - mean));
-                        store(d + j, p * factors(noise, (begin + i) * room + j));
+                        store(d + j, p * factors(noise, (begin + i) * padded + j));
                     }
                 }
-                multiply(length, size, rows, D, 1, room, G, size, dV, size, begin > 0);
-                multiply(length, size, rows, dS, 1, room, Q, size, dK, size, begin > 0);
-                multiply(rows, size, length, dS, room, 1, K, size, dQ, size);
+                multiply(length, size, rows, D, 1, padded, G, size, dV, size, begin > 0);
+                multiply(length, size, rows, dS, 1, padded, Q, size, dK, size, begin > 0);
+                multiply(rows, size, length, dS, padded, 1, K, size, dQ, size);
                 give((T*)arguments.query_gradient + query * a.query_stride + place, a.query_stride, rows, size, dQ,
                      a.scaling, query_bias + place);
             }
