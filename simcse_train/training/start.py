@@ -75,7 +75,8 @@ def train(config: TrainConfig, encoder: Encoder | None = None) -> Run:
     `Stopped` after a signal, and `Interrupted`, a `KeyboardInterrupt`, after a signal before training began.
 
     Under `torchrun` or `accelerate launch` all processes call it. Where these start them again after a failure, the run
-    continues.
+    continues. On a CPU torch keeps compiled products of up to 1,024 shapes, some 2 GiB: LRU_CACHE_CAPACITY=96 and
+    ONEDNN_PRIMITIVE_CACHE_CAPACITY=96 in the environment, as the command line sets them, bound that.
     """
     run: Path | None = None
     with distributed.connected(lambda: _how_to_continue(run)):
