@@ -31,6 +31,7 @@ COPIED = ("simcse_train", "tests", "scripts", "examples", "configs", "pyproject.
 HEAVY = ("accelerate", "datasets", "hypothesis", "pytest", "scipy.stats", "torch", "transformers")
 OPTIONS = ("-x", "-q", "-p", "no:cacheprovider", "-m", "not slow", "-W", "ignore::pytest.PytestAssertRewriteWarning")
 LIMIT_S = 900  # a fault that makes a test hang is noticed too
+UNFAULTED_LIMIT_S = 3600  # all the tests of all the faults, one after another
 LOG = "pytest.log"  # what the last run of tests printed, in the copy of the tree
 PASSED, FAILED = 0, 1  # pytest's exit statuses; others say that the tests could not be run
 
@@ -63,11 +64,11 @@ def misplaced(root: Path, mutant: Mutant) -> str | None:
     return f"{missing[0]} does not exist" if missing else None
 
 
-def run_tests(root: Path, tests: Sequence[str]) -> int:
-    """Run tests in the tree at `root` in a process of their own; return pytest's exit status, or 1 after `LIMIT_S`."""
+def run_tests(root: Path, tests: Sequence[str], limit_s: float = LIMIT_S) -> int:
+    """Run tests in the tree at `root` in a process of their own; return pytest's exit status, or 1 after the limit."""
     process = get_context("fork").Process(target=_pytest, args=(root, list(tests)))
     process.start()
-    process.join(LIMIT_S)
+    process.join(limit_s)
     if process.is_alive():
         _end(process)
         return FAILED
@@ -133,7 +134,7 @@ def hunt(root: Path, mutants: Sequence[Mutant]) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
         copy_tree(root, copy)
-        if run_tests(copy, _without_repetition(mutants)) != PASSED:
+        if run_tests(copy, _without_repetition(mutants), UNFAULTED_LIMIT_S) != PASSED:
             lines = (copy / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
             return [f"The tests do not pass without a fault: {line}" for line in lines[-20:]]
         for number, mutant in enumerate(mutants, start=1):

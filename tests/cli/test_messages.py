@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -51,11 +52,14 @@ def test_every_command_warns_when_it_skips_a_damaged_checkpoint(
 
 
 def test_an_input_that_cannot_be_read_is_called_input(
-    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "empty.txt").touch()
     (tmp_path / "folder").mkdir()
-    for name in ("nowhere.txt", "empty.txt", "folder"):
+    with socket.socket(socket.AF_UNIX) as listener:
+        monkeypatch.chdir(tmp_path)  # the path of a socket must be short
+        listener.bind("socket")  # it is there and can't be opened
+    for name in ("nowhere.txt", "empty.txt", "folder", "socket"):
         said = refused(capsys, "encode", tiny, tmp_path / name, tmp_path / "rows.npy")
         assert f"INPUT {tmp_path / name}" in said
         assert "--data" not in said

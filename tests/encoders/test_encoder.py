@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tokenizers.models import Unigram
 from torch import Tensor
 from transformers import BertConfig, BertModel, BertTokenizer, ByT5Tokenizer
 
@@ -195,11 +196,16 @@ def by_the_tokenizer(encoder: Encoder, texts: list[str], max_length: int) -> lis
 
 
 def assert_tokenizes_as_the_tokenizer(encoder: Encoder) -> None:
+    # A unigram model finds its special tokens in a text even if they are to be split; `test_tokenizers` has these.
+    finds_own = encoder.tokenizer.is_direct and isinstance(
+        encoder.tokenizer.pretrained.backend_tokenizer.model, Unigram
+    )
+    texts = [text for text in AWKWARD if not (finds_own and "</s>" in text)]
     for max_length in (3, 4, 9, 32):
-        expected = by_the_tokenizer(encoder, AWKWARD, max_length)
-        assert encoder.tokenizer.tokenize(AWKWARD, max_length) == expected
-        whole = by_the_tokenizer(encoder, AWKWARD, 1000)
-        rows = encoder.tokenizer.tokenize_rows(AWKWARD, max_length)
+        expected = by_the_tokenizer(encoder, texts, max_length)
+        assert encoder.tokenizer.tokenize(texts, max_length) == expected
+        whole = by_the_tokenizer(encoder, texts, 1000)
+        rows = encoder.tokenizer.tokenize_rows(texts, max_length)
         assert [row.tolist() for row in np.split(rows.tokens, rows.lengths.cumsum()[:-1])] == expected
         assert rows.is_cut.tolist() == [len(row) > max_length for row in whole]
 

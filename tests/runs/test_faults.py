@@ -265,13 +265,13 @@ def test_text_that_changes_while_it_is_read_is_refused(
     path.write_text("one\ntwo\n")
     encoder = load_encoder(tiny)
     tokenizer = encoder.tokenizer
-    tokenize = tokenizer.tokenize
+    tokenize = tokenizer.tokenize_rows
 
     def growing(*args: Any) -> Any:
         path.write_text("one\ntwo\nthree\n")
         return tokenize(*args)
 
-    monkeypatch.setattr(tokenizer, "tokenize", growing)
+    monkeypatch.setattr(tokenizer, "tokenize_rows", growing)
     with pytest.raises(InputError, match="changed while it was read"):
         open_corpus([str(path)], None, tokenizer, 16)
 

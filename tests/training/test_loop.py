@@ -90,7 +90,9 @@ def test_config_yaml_repeats_the_run_with_the_same_bits(
 ) -> None:
     first = train(settings(text, tiny, tmp_path / "first", max_steps=6))
     monkeypatch.chdir(tmp_path)
-    again = train(make_config(read_settings(first.folder / "config.yaml") | {"output": "again"}))
+    repeated = read_settings(first.folder / "config.yaml")
+    assert "output" not in repeated  # a repetition makes a new folder
+    again = train(make_config(repeated | {"output": "again"}))
     assert bits(again.folder / "encoder") == bits(first.folder / "encoder")
     other = train(settings(text, tiny, tmp_path / "other", max_steps=6, seed=7))
     assert bits(other.folder / "encoder") != bits(first.folder / "encoder")
