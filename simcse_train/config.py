@@ -88,7 +88,10 @@ class TrainConfig(BaseModel):
         default=STARTER,
     )
     pooling: Literal["auto", "cls", "mean", "last"] = _setting(
-        ENCODER, "Token states to one embedding.", auto="auto, what the model's files say, else cls", default="auto"
+        ENCODER,
+        "Token states to one embedding.",
+        auto="auto, what the model's files say, else cls, or mean where the tokenizer has no first token",
+        default="auto",
     )
     projection: Literal["auto", "on", "off"] = _setting(
         ENCODER, "Linear layer and tanh on top, in training only.", auto="auto, on for cls", default="auto"

@@ -19,7 +19,11 @@ EncodingOption = Annotated[
     typer.Option(metavar="NAME", help="Encoding of the text. [default: UTF-8, or what the text itself shows]"),
 ]
 PoolingOption = Annotated[
-    str, typer.Option(metavar="WAY", help="auto, cls or mean; auto: as the model's files say, else cls.")
+    str,
+    typer.Option(
+        metavar="WAY",
+        help="auto, cls or mean; auto: as the model's files say, else cls, or mean without a first token.",
+    ),
 ]
 
 
