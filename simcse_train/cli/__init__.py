@@ -77,6 +77,8 @@ def train_command(
         else:
             validated = make_config({**from_file, **given})
             require_text(validated.data)
+            for option_name, path in (("--pairs", validated.pairs), ("--eval", validated.eval)):
+                require_text([path] if path else [], option_name)
             quiet()
             from simcse_train.training.start import train
 

@@ -49,8 +49,9 @@ def encode_file(
 
     The ending of `target` decides the format: .npy, .safetensors (one tensor, `embeddings`) or .parquet (the columns
     `text` and `embedding`). An empty record gives a row too, so that row numbers equal record numbers. The file is
-    written completely or not at all. `precision` is that of the products, fp32 or bf16. Raises
-    `InputError` if the input cannot be read or the output cannot be written.
+    written completely or not at all. `precision` is that of the products, fp32 or bf16. Raises `InputError` if the
+    input cannot be read or the output cannot be written.
+
     Under `torchrun` or `accelerate launch` all processes call it, and the main process writes.
     """
     if target.suffix not in WRITERS:

@@ -124,6 +124,8 @@ def test_an_unknown_model_is_refused_at_once_without_a_network(tmp_path: Path, t
     [
         (["--help"], "--temperature"),
         (["--data", "nowhere.txt"], "--data nowhere.txt: there is no such file"),
+        (["--data", __file__, "--eval", "nowhere.tsv"], "--eval nowhere.tsv: there is no such file"),
+        (["--data", __file__, "--pairs", "nowhere.tsv"], "--pairs nowhere.tsv: there is no such file"),
         (["inspect", "--data", "nowhere.txt"], "--data nowhere.txt: there is no such file"),
         (["encode", "starter", "nowhere.txt", "x.npy"], "INPUT nowhere.txt: there is no such file"),
         (["search", "starter", "--data", "nowhere.txt", "q"], "--data nowhere.txt: there is no such file"),
