@@ -134,7 +134,8 @@ def search_command(
 
         names = [encoder] if beside is None else [encoder, beside]
         encoders = [load_saved_encoder(name, pooling=pooling) for name in names]
-        sides = [Side(name, e, open_text(e, data, text_column)) for name, e in zip(names, encoders, strict=True)]
+        texts = [open_text(loaded, data, text_column, encoding) for loaded in encoders]
+        sides = [Side(*side) for side in zip(names, encoders, texts, strict=True)]
         serve_pages(search_routes(sides, count), port)
         return
     loaded = load_saved_encoder(encoder, pooling=pooling)

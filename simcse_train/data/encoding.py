@@ -176,7 +176,7 @@ def _readings(sample: bytes) -> list[Reading]:
         name = wider.get(str(name).lower(), name)
         try:
             text = codecs.getincrementaldecoder(str(name))().decode(sample)  # the last character may be cut
-        except (UnicodeDecodeError, LookupError):
+        except (UnicodeError, LookupError):
             continue
         if not _is_garbled(text):
             readings.append(Reading(str(name), float(found["confidence"]), text))

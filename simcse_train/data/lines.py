@@ -20,6 +20,7 @@ from simcse_train.data.source import Source
 
 SAMPLE = 1 << 18  # bytes from which encoding, line ends and format are told
 BLOCK = 1 << 16
+NOT_VALID = "is not valid {}. Correct that line, or name the encoding of the file with --encoding."
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,10 @@ def open_text(stream: BinaryIO, source: Source) -> Text:
     complete = len(sample) < SAMPLE
     stream.seek(0)
     encoding = encoding_of(sample, complete, source)
-    start = codecs.getincrementaldecoder(encoding)("replace").decode(sample, final=complete).removeprefix("\ufeff")
+    try:
+        start = codecs.getincrementaldecoder(encoding)("replace").decode(sample, final=complete).removeprefix("\ufeff")
+    except UnicodeError:  # as UTF-16 without a byte order mark, which "replace" does not cure
+        raise source.error(NOT_VALID.format(encoding.upper()), 1) from None
     old = "\r" in start and "\n" not in start
     if encoding != "utf-8" or old:
         stream = cast(BinaryIO, io.BufferedReader(_Translated(stream, source, encoding, old), BLOCK))
@@ -147,10 +151,6 @@ class _Translated(io.RawIOBase):
             if isinstance(error, UnicodeDecodeError):
                 before = error.object[: error.start].decode(self._encoding, "ignore")
                 self._lines += before.count("\r" if self._newlines is not None else "\n")
-            raise self._source.error(
-                f"is not valid {self._encoding.upper()}. Correct that line, or name the encoding of the file with "
-                "--encoding.",
-                self._lines,
-            ) from None
+            raise self._source.error(NOT_VALID.format(self._encoding.upper()), self._lines) from None
         self._lines += translated.count(b"\n")
         return translated

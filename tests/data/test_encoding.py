@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
+from encodings.aliases import aliases
 from io import BytesIO
 from pathlib import Path
 
@@ -69,8 +70,20 @@ def test_the_encoding_that_the_user_names_is_used_and_never_ignored() -> None:
         read("x.txt", "a\n".encode("utf-16"), encoding="cp1252")
     with pytest.raises(InputError, match="--encoding klingon is not a known encoding"):
         read("x.txt", b"a\n", encoding="klingon")
+    with pytest.raises(InputError, match="x.txt, line 1 is not valid UTF-16"):
+        read("x.txt", b"fine\n", encoding="utf-16")
     with pytest.raises(InputError, match="x.txt, line 2 is not valid SHIFT_JIS"):
         read("x.txt", b"fine\ncaf\xe9\n", encoding="shift_jis")
+
+
+@pytest.mark.parametrize("name", ["x.txt", "x.csv", "x.json", "x.jsonl"])
+@pytest.mark.parametrize(
+    "content", [b"t;u\nplain;words\n", "t;u\ncaf\xe9;b\n".encode("latin-1"), b'[{"t": "caf\xe9"}]']
+)
+def test_every_encoding_that_python_knows_reads_a_text_or_is_refused(name: str, content: bytes) -> None:
+    for encoding in {*aliases.values(), "utf-16", "utf-32", "idna", "punycode", "undefined"}:
+        with contextlib.suppress(InputError):
+            assert all(isinstance(line, str) for line in read(name, content, encoding=encoding))
 
 
 @pytest.mark.parametrize("before", [50, 40_000])

@@ -210,3 +210,9 @@ def test_an_encoder_alone_marks_nothing(sides: list[Side]) -> None:
     assert content.count("<a href") == 3
     assert 'class="new"' not in content
     assert np.isfinite(float(content.split('class="cosine">')[1].split("<")[0]))
+
+
+def test_the_page_reads_its_text_in_the_encoding_given(capsys: Any, tiny: Path, text: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:  # so that the command ends if it ignores the encoding
+        serve = ("--serve", "--port", str(taken.getsockname()[1]))
+        assert "not valid UTF-32" in refused(capsys, "search", tiny, "--data", text, "--encoding", "utf-32", *serve)
