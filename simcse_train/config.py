@@ -145,7 +145,9 @@ class TrainConfig(BaseModel):
         "N",
         auto="the whole batch",
     )
-    learning_rate: Positive = _setting(OPTIMISATION, "Peak; falls linearly to 0.", "X", default=3e-5)
+    learning_rate: Positive | None = _setting(
+        OPTIMISATION, "Peak; falls linearly to 0.", "X", auto="3e-5, less in a long run of a tuned encoder"
+    )
     warmup_ratio: Unit = _setting(OPTIMISATION, "Share of the steps with a rising rate.", "X", default=0.0)
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = _setting(
         OPTIMISATION, "Decoupled, of matrices only.", "X", default=0.0

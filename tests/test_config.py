@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 
 from simcse_train.config import TrainConfig, config_yaml, make_config, objective_setting, read_settings
 from simcse_train.errors import InputError
+from simcse_train.training.optimizer import peak_rate
 from tests.conftest import CONFIGS
 
 
 def test_defaults_are_those_of_the_paper_for_unsupervised_bert() -> None:
     config = make_config({"data": "x.txt"})
-    assert (config.batch_size, config.learning_rate, config.epochs, config.max_length) == (64, 3e-5, None, 32)
+    assert (config.batch_size, peak_rate(config), config.epochs, config.max_length) == (64, 3e-5, None, 32)
     assert (config.temperature, config.warmup_ratio, config.weight_decay, config.max_grad_norm) == (0.05, 0, 0, 1)
 
 

@@ -37,7 +37,7 @@ from simcse_train.runs.start import load_start
 from simcse_train.training.compiled_optimizer import CompiledAdamW
 from simcse_train.training.monitor import Best, Monitor
 from simcse_train.training.optimizer import clear_gradients, keep_embedding_gradient, learning_rate_at, make_optimizer
-from simcse_train.training.plan import choose_kernels, computation, make_batches
+from simcse_train.training.plan import choose_kernels, computation, make_batches, total_steps
 from simcse_train.training.step import forward_backward
 from simcse_train.training.stopping import StopRequests
 from simcse_train.training.teachers import Teachers
@@ -76,7 +76,7 @@ class Trainer:
         self.batches = make_batches(config, encoder, corpus, training_pairs, order_version)
         named = f"{corpus and corpus.fingerprint} {training_pairs and training_pairs.fingerprint}"
         self.teachers = Teachers(run, config, encoder, self.batches, named, self.objective, self.accelerator.autocast)
-        self.total = config.max_steps or (config.epochs or 1) * self.batches.per_epoch
+        self.total = total_steps(config, self.batches)
         self.step = 0  # steps that are done
         self.monitor = Monitor(run, config, encoder, self.batches.measured(), pairs, self.total)
         self._saved_at = time.monotonic()

@@ -13,23 +13,30 @@ from simcse_train.config import TrainConfig
 from simcse_train.encoders.encoder import Encoder, input_embeddings
 from simcse_train.training.compiled_optimizer import CompiledAdamW
 
+LEARNING_RATE = 3e-5  # the paper's for unsupervised BERT (Gao, Yao & Chen 2021, appendix A)
+
 
 def make_optimizer(encoder: Encoder, config: TrainConfig) -> torch.optim.AdamW:
     """Return AdamW over the trained parameters (Gao, Yao & Chen 2021, appendix A), compiled where the encoder is."""
     groups = parameter_groups(encoder, config.weight_decay)
     if encoder.stack is None or not all(parameter.is_contiguous() for parameter in encoder.parameters()):
-        return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
+        return torch.optim.AdamW(groups, lr=peak_rate(config), fused=True)
     embeddings = input_embeddings(encoder.model)
     rows = [] if embeddings is None else [embeddings.weight]
-    return CompiledAdamW(groups, lr=config.learning_rate, embeddings=rows)
+    return CompiledAdamW(groups, lr=peak_rate(config), embeddings=rows)
+
+
+def peak_rate(config: TrainConfig) -> float:
+    """Return the highest learning rate of a run."""
+    return config.learning_rate or LEARNING_RATE
 
 
 def learning_rate_at(step: int, total: int, config: TrainConfig) -> float:
     """Return the rate of a step (from 0): linear to the peak during the warm-up, then linear to 0 at `total`."""
     warmup = math.ceil(config.warmup_ratio * total)
     if step < warmup:
-        return config.learning_rate * (step + 1) / warmup
-    return config.learning_rate * (total - step) / max(1, total - warmup)
+        return peak_rate(config) * (step + 1) / warmup
+    return peak_rate(config) * (total - step) / max(1, total - warmup)
 
 
 def parameter_groups(encoder: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

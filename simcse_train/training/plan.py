@@ -27,10 +27,13 @@ from simcse_train.errors import InputError
 from simcse_train.evaluation.diagnosis import diagnose, recommend, recommend_for_pairs
 from simcse_train.runs.folder import check_space, keep_standard_input
 from simcse_train.search.embeddings import embed_rows
+from simcse_train.training.optimizer import LEARNING_RATE, peak_rate
 from simcse_train.version import __version__
 
 logger = logging.getLogger(__name__)
 
+# Steps at that rate after which an encoder that is already tuned for sentences unlearns more than it learns.
+HARMLESS_STEPS = 250
 FEWEST_STEPS = 40  # of a run on pairs alone: 200 pairs are four batches, and one pass through them changes nothing
 
 # What may change when a run is resumed; every other setting decides which run it is.
@@ -90,6 +93,7 @@ def resolve(config: TrainConfig, encoder: Encoder, run: Path) -> TrainConfig:
             "projection": {"auto": "on" if encoder.pooling == "cls" else "off"}.get(
                 config.projection, config.projection
             ),
+            "learning_rate": config.learning_rate if config.objective == "auto" else peak_rate(config),
             "device": device,
             "precision": find_precision(config.precision, device, encoder.float32_only),
         }
@@ -106,7 +110,21 @@ def choose_objective(config: TrainConfig, encoder: Encoder, batches: Batches) ->
         if config.mask_similar is not None:
             choice["mask_similar"] = config.mask_similar
     named = " ".join(f"{option(name)} {value}" for name, value in choice.items())
-    return config.model_copy(update=choice), f"Objective: {named}, since {reason}."
+    line = f"Objective: {named}, since {reason}."
+    steps = total_steps(config, batches)
+    choice["learning_rate"] = peak_rate(config)
+    if config.learning_rate is None and config.data and diagnosis.is_tuned and steps > HARMLESS_STEPS:
+        choice["learning_rate"] *= HARMLESS_STEPS / steps
+        line += (
+            f" Learning rate: {choice['learning_rate']:.2g}, since in {steps:,} steps at {LEARNING_RATE:g} the encoder "
+            "would unlearn what it was tuned for."
+        )
+    return config.model_copy(update=choice), line
+
+
+def total_steps(config: TrainConfig, batches: Batches) -> int:
+    """Return the number of steps of a run whose epochs are chosen."""
+    return config.max_steps or (config.epochs or 1) * batches.per_epoch
 
 
 def choose_epochs(config: TrainConfig, batches: Batches) -> TrainConfig:

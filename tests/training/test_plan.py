@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from simcse_train.config import make_config, option
+from simcse_train.encoders.loading import load_encoder
 from simcse_train.errors import InputError
-from simcse_train.training.plan import changed
+from simcse_train.training.plan import changed, choose_objective, make_batches, total_steps
 from simcse_train.training.start import train
+from simcse_train.training.texts import open_texts
 from tests.training.test_loop import settings
 
 
@@ -24,3 +28,39 @@ def test_a_resumed_run_may_be_lengthened_and_not_shortened(name: str) -> None:
     assert getattr(changed(config, {name: 10}), name) == 10
     with pytest.raises(InputError, match=f"{option(name)} can only be raised when a run is resumed; it was 10"):
         changed(config, {name: 9})
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "rate", "is_said"),
+    [
+        ("starter", {"max_steps": 1000}, 3e-5 / 4, True),
+        ("starter", {"max_steps": 250}, 3e-5, False),
+        ("starter", {"max_steps": 1000, "learning_rate": 1e-4}, 1e-4, False),
+        ("starter", {"epochs": 50}, 3e-5 * 250 / 700, True),  # 112 of 120 sentences, 8 in a batch, 14 steps each
+        ("tiny", {"max_steps": 1000}, 3e-5, False),
+    ],
+)
+def test_a_long_run_of_a_tuned_encoder_takes_smaller_steps(
+    text: Path, tiny: Path, model: str, changes: dict[str, Any], rate: float, is_said: bool
+) -> None:
+    config = make_config({"data": str(text), "model": model, "batch_size": 8, **changes})
+    encoder = load_encoder(tiny if model == "tiny" else model)
+    batches = make_batches(config, encoder, *open_texts(config, encoder))
+    chosen, line = choose_objective(config, encoder, batches)
+    assert chosen.learning_rate == pytest.approx(rate)
+    assert (f"Learning rate: {rate:.2g}, since in {total_steps(config, batches):,} steps" in line) is is_said
+
+
+@pytest.mark.parametrize(("changes", "rate"), [({}, 3e-5), ({"learning_rate": 1e-4}, 1e-4)])
+def test_the_config_of_a_run_has_its_learning_rate(
+    text: Path, tmp_path: Path, changes: dict[str, float], rate: float
+) -> None:
+    for objective in ("auto", "ntxent"):
+        given = {
+            "data": str(text),
+            "max_steps": 1,
+            "objective": objective,
+            "output": str(tmp_path / objective),
+            **changes,
+        }
+        assert yaml.safe_load((train(make_config(given)).folder / "config.yaml").read_text())["learning_rate"] == rate
