@@ -30,13 +30,37 @@ print(resident() - before)
 """
 
 
+LIMITS = """
+import os, sys
+from simcse_train.cli import main
+sys.argv = ["simcse-train", "--version"]
+try:
+    main()
+except SystemExit:
+    pass
+print(os.environ["LRU_CACHE_CAPACITY"], os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"])
+"""
+
+
 def growth(**environment: str) -> int:
     """Return by how many MiB a process of the command line grows with 400 shapes of a matrix product."""
+    return int(run_python(PRODUCTS, environment)[-1])
+
+
+def run_python(code: str, environment: dict[str, str]) -> list[str]:
+    """Return the words that a program prints, with only these limits of compiled products in its environment."""
     kept = {name: value for name, value in os.environ.items() if not name.endswith("CACHE_CAPACITY")}
     done = subprocess.run(
-        [sys.executable, "-c", PRODUCTS], env={**kept, **environment}, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code], env={**kept, **environment}, capture_output=True, text=True, check=True
     )
-    return int(done.stdout.split()[-1])
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize(("environment", "limits"), [({}, ["96", "96"]), ({"LRU_CACHE_CAPACITY": "7"}, ["7", "96"])])
+def test_the_command_line_limits_what_torch_compiles_unless_the_user_has(
+    environment: dict[str, str], limits: list[str]
+) -> None:
+    assert run_python(LIMITS, environment)[-2:] == limits
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells a process's memory there")
