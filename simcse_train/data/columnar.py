@@ -32,9 +32,10 @@ def open_columnar(stream: BinaryIO, kind: str, source: Source) -> Records:
         raise source.error(f"is {kind}, which has no encoding to choose. Leave --encoding out.")
     try:
         schema = pq.ParquetFile(stream).schema_arrow if kind == "parquet" else _arrow_reader(stream)[0]
+        names = schema.names  # a name need not be UTF-8
     except (pa.ArrowException, OSError, ValueError) as error:
         raise _damaged(source, kind, error) from None
-    twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
+    twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise source.error(f"has several columns with the name {twice[0]!r}. Rename them, and write the file again.")
     paths = _paths(schema)

@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import IO, BinaryIO, cast
 
 from simcse_train.data.files import has_text_ending
 from simcse_train.data.kinds import refuse_archive, refuse_binary
@@ -99,7 +99,12 @@ def _on_disk(stream: BinaryIO) -> BinaryIO:
 
 def _members(stream: BinaryIO, source: Source, layers: int) -> Iterator[tuple[Source, BinaryIO]]:
     """Yield the streams of the members of a zip archive, in the order of their names."""
-    with zipfile.ZipFile(stream) as archive:
+    try:
+        with _as_bad_zip_file():
+            archive = zipfile.ZipFile(stream)
+    except NotImplementedError as error:  # a later version of the format than zipfile knows
+        raise source.error(f"can't be read: {error}. Unpack the archive, and give the folder.") from None
+    with archive:
         refuse_archive(archive.namelist(), source)
         members = sorted(
             (info for info in archive.infolist() if not info.is_dir() and not _is_hidden(info.filename)),
@@ -119,11 +124,45 @@ def _members(stream: BinaryIO, source: Source, layers: int) -> Iterator[tuple[So
             if info.flag_bits & 1:
                 raise member.error("is encrypted. Unpack the archive, and give the folder.")
             try:
-                opened = archive.open(info)
-            except RuntimeError as error:  # zipfile's error for a method of compression that it does not know
+                with _as_bad_zip_file():
+                    opened = archive.open(info)
+            except NotImplementedError as error:  # zipfile's for a method of compression that it does not know
                 raise member.error(f"can't be read: {error}. Unpack the archive, and give the folder.") from None
             with opened:
-                yield from streams(cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, opened))), member, layers - 1)
+                yield from streams(cast(BinaryIO, io.BufferedReader(_Member(opened))), member, layers - 1)
+
+
+class _Member(io.RawIOBase):
+    """The bytes of a member of an archive; every error of reading them is a `BadZipFile`."""
+
+    def __init__(self, opened: IO[bytes]) -> None:
+        self._opened = opened
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: object) -> int:
+        view = memoryview(cast(bytearray, buffer))
+        with _as_bad_zip_file():
+            read = self._opened.read(len(view))
+        view[: len(read)] = read
+        return len(read)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        with _as_bad_zip_file():
+            return self._opened.seek(offset, whence)
+
+
+@contextmanager
+def _as_bad_zip_file() -> Iterator[None]:
+    """Turn what zipfile raises besides `BadZipFile` on damaged bytes (names, offsets, versions) into that."""
+    try:
+        yield
+    except ValueError as error:  # of a name that is not UTF-8, too
+        raise zipfile.BadZipFile(str(error)) from None
 
 
 def _is_hidden(name: str) -> bool:

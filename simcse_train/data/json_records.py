@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
+from simcse_train.data.display import enumerated
 from simcse_train.data.json_values import SPACE, JsonCursor
 from simcse_train.data.lines import Text
 from simcse_train.data.records import PEEK, Records
@@ -181,9 +182,9 @@ def _document(stream: BinaryIO, source: Source) -> tuple[str, Objects]:
         and any(isinstance(inner, dict) for found in arrays.values() for inner in found)
         and "data" not in arrays
     ):
-        listed = ", ".join(repr(name) for name in arrays)
         raise source.error(
-            f"is a JSON object with several arrays ({listed}). Write the one that is meant to a file of its own."
+            f"is a JSON object with several arrays ({enumerated(list(arrays))}). Write the one that is meant to a file "
+            "of its own."
         )
     if len(value) > 1 and all(isinstance(inner, dict) for inner in value.values()) and not _is_column(value):
         return "objects by name", ((1, _record(inner, source, 1)) for inner in value.values())

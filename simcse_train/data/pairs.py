@@ -12,12 +12,12 @@ from typing import NamedTuple
 import numpy as np
 
 from simcse_train.data.compression import reading_errors
+from simcse_train.data.display import shorten
 from simcse_train.data.files import open_file
 from simcse_train.data.formats import open_tables
 from simcse_train.data.header import plain_name
 from simcse_train.data.records import Records, as_number, is_number, peek
 from simcse_train.data.source import Source, named
-from simcse_train.data.texts import shorten
 
 # Usual names of the two sentences of a pair, in the order in which they are looked for; without marks and capitals.
 COUPLES = (

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from simcse_train.data.display import enumerated
 from simcse_train.data.source import Source
 
 PEEK = 100  # records looked at to tell which columns hold text
@@ -30,12 +31,12 @@ class Records:
     @property
     def typed(self) -> str:
         """The columns and what they hold, for messages."""
-        return ", ".join(f"{name!r} ({self.types[name]})" for name in self.names)
+        return enumerated(self.names, self.types)
 
     @property
     def listed(self) -> str:
         """The columns in words, for messages."""
-        names = ", ".join(repr(name) for name in self.names)
+        names = enumerated(self.names)
         return f"Its columns are {names}" if self.header else f"It has no header; its columns are counted: {names}"
 
 

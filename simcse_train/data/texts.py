@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from simcse_train.data.compression import reading_errors
+from simcse_train.data.display import enumerated, shorten
 from simcse_train.data.formats import open_texts
 from simcse_train.data.lines import Text
 from simcse_train.data.records import Records, column_named, is_number, peek
 from simcse_train.data.source import Source
 
-SHOWN = 60  # characters of an example
 BLOCK_RECORDS = 1024
 
 logger = logging.getLogger(__name__)
@@ -117,7 +117,7 @@ def _choose(records: Records, without: str | None = None) -> str:
         if not records.is_text[wanted] and records.types[wanted] not in ("numbers", "empty", "null"):
             raise source.error(
                 f"has no text in column {wanted!r} but {records.types[wanted]}. Columns of text: "
-                f"{', '.join(map(repr, textual)) or 'none'}."
+                f"{enumerated(textual) or 'none'}."
             )
         return wanted
     candidates = [name for name in textual if records.types[name] != "empty"] or textual
@@ -133,8 +133,3 @@ def _choose(records: Records, without: str | None = None) -> str:
             f"has {len(candidates)} columns of text. {records.listed}: name the one to read with --text-column."
         )
     return candidates[0]
-
-
-def shorten(text: str) -> str:
-    """Return a text in quotes, on one line, cut if it is long."""
-    return repr(text if len(text) <= SHOWN else text[:SHOWN] + "...")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import json
@@ -221,6 +222,37 @@ def test_archives_give_the_text_of_their_members_in_order() -> None:
     assert read("x.zip.gz", gzip.compress(zipped(members))) == ["first", "second one"]
     assert read("x.zip", zipped({**members, "logo.png": b"\x89PNG\r\n\x1a\n\0"})) == ["first", "second one"]
     assert read("x.txt", gzip.compress(b"first\n")) == ["first"]  # whatever its name
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA])
+def test_an_archive_with_any_byte_changed_is_read_or_refused(method: int) -> None:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", method) as archive:
+        archive.writestr("größe.txt", "first\nsecond one\n")
+    content = stream.getvalue()
+    for place in range(len(content)):
+        for bits in (0x08, 0x41, 0x80, 0xFF):
+            changed = bytearray(content)
+            changed[place] ^= bits
+            with contextlib.suppress(InputError):
+                assert all(isinstance(text, str) for text in read("x.zip", bytes(changed)))
+
+
+def test_a_column_whose_name_is_not_utf8_is_refused() -> None:
+    stream = io.BytesIO()
+    table = pa.table({"größe": ["a", "b"]})
+    with pa.ipc.new_stream(stream, table.schema) as writer:
+        writer.write_table(table)
+    with pytest.raises(InputError, match="x.arrow is not a readable arrow file"):
+        read("x.arrow", stream.getvalue().replace("größe".encode(), b"gr\xf6\xff\xfe\xfde"))
+
+
+def test_a_message_lists_the_first_of_many_columns_and_cuts_long_names() -> None:
+    names = ["x" * 500, *map(str, range(30))]
+    with pytest.raises(
+        InputError, match=r"has no column 'no'. Its columns are 'x{60}\.\.\.', '0', .* and 19 more: name"
+    ):
+        read("x.jsonl", json.dumps(dict.fromkeys(names, "a b")).encode(), "no")
 
 
 @pytest.mark.parametrize(
