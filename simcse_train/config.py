@@ -281,6 +281,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise InputError(f"--config {path} is not valid YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(settings, dict):
         raise InputError(f"--config {path} must hold settings, one 'name: value' per line.")
+    settings = {str(name): value for name, value in settings.items()}  # YAML has keys that are numbers, or nothing
     make_config({"data": "-", **settings}, source=f"--config {path}")
     return settings
 

@@ -97,7 +97,7 @@ def test_an_unknown_key_suggests_the_nearest(tmp_path: Path, key: str, near: str
         read_settings(tmp_path / "c.yaml")
 
 
-@pytest.mark.parametrize("content", ["- a\n- b\n", "a: [1\n", "", "just text"])
+@pytest.mark.parametrize("content", ["- a\n- b\n", "a: [1\n", "", "just text", "5: x\n", "~: x\n", "[a]: x\n"])
 def test_a_file_that_holds_no_settings_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "c.yaml").write_text(content)
     with pytest.raises(InputError, match=r"--config .*c\.yaml"):
