@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 from simcse_train.errors import InputError
 
 STARTER = "starter"
+LEARNING_RATE = 3e-5
 
 TEXT, ENCODER, OBJECTIVE = "Text", "Encoder", "Objective"
 OPTIMISATION, EVALUATION, SAVING = "Optimisation", "Evaluation", "Saving"
@@ -146,7 +147,10 @@ class TrainConfig(BaseModel):
         auto="the whole batch",
     )
     learning_rate: Positive | None = _setting(
-        OPTIMISATION, "Peak; falls linearly to 0.", "X", auto="3e-5, less in a long run of a tuned encoder"
+        OPTIMISATION,
+        "Peak; falls linearly to 0.",
+        "X",
+        auto="3e-5, less in a long run of a tuned encoder",
     )
     warmup_ratio: Unit = _setting(OPTIMISATION, "Share of the steps with a rising rate.", "X", default=0.0)
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = _setting(

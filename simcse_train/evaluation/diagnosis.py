@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from simcse_train.config import LEARNING_RATE
 from simcse_train.evaluation.geometry import cluster_agreement, uniformity
 from simcse_train.evaluation.hardness import negative_cosines
 
@@ -18,6 +19,8 @@ TUNED = -2.2  # uniformity below which an encoder has been trained to tell sente
 CLUSTERED = 0.42  # agreement of clusterings above which a text falls into topics
 GENERAL = 0.29  # mean cosine with the most similar of 63 random sentences, below which a text has no common subject
 SAME_TOPIC = 0.985  # quantile of the cosines above which two pairs of a narrow text often have the same topic
+# Steps at the default learning rate after which an encoder that is already tuned unlearns more than it learns.
+HARMLESS_STEPS = 250
 BATCH = 64
 SAMPLE = 512
 
@@ -59,8 +62,16 @@ def diagnose(embeddings: Tensor) -> Diagnosis:
     )
 
 
-def recommend(diagnosis: Diagnosis) -> tuple[dict[str, Any], str]:
-    """Return the objective that suits encoder and text, as settings, and the reason for it."""
+def recommend(diagnosis: Diagnosis, steps: int) -> tuple[dict[str, Any], str]:
+    """Return what suits encoder and text in a run of so many steps at the default rate, as settings, and the reason."""
+    settings, reason = _recommended_objective(diagnosis)
+    if diagnosis.is_tuned and steps > HARMLESS_STEPS:
+        settings["learning_rate"] = float(f"{LEARNING_RATE * HARMLESS_STEPS / steps:.2g}")
+        reason += f"; in {steps:,} steps at {LEARNING_RATE:g} it would unlearn what it was tuned for"
+    return settings, reason
+
+
+def _recommended_objective(diagnosis: Diagnosis) -> tuple[dict[str, Any], str]:
     if not diagnosis.is_tuned:
         return {"objective": "ntxent"}, f"the encoder is a plain language model (uniformity {diagnosis.uniformity:.2f})"
     hardest = f"the most similar of 63 random sentences has a cosine of {diagnosis.hardest_negative:.2f}"

@@ -14,6 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from simcse_train.config import option
+from simcse_train.data.batches import batches_per_epoch
 from simcse_train.data.display import shown
 from simcse_train.data.sample import LineCounts, sample_text
 from simcse_train.encoders.loading import load_encoder
@@ -96,7 +97,8 @@ def inspect_text(
     negatives = negative_cosines(embeddings, batch_size)  # (anchors, batch - 1)
     diagnosis = diagnose(embeddings[:512])
     pairs = most_similar_pairs(embeddings, batch_size, SHOWN_PAIRS)
-    settings, reason = recommend(diagnosis)
+    sentences = counts.lines - counts.empty - counts.duplicates
+    settings, reason = recommend(diagnosis, batches_per_epoch(sentences, batch_size))
     return Inspection(
         counts=counts,
         sampled=len(sample),

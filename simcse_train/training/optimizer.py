@@ -9,11 +9,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from simcse_train.config import TrainConfig
+from simcse_train.config import LEARNING_RATE, TrainConfig
 from simcse_train.encoders.encoder import Encoder, input_embeddings
 from simcse_train.training.compiled_optimizer import CompiledAdamW
-
-LEARNING_RATE = 3e-5  # the paper's for unsupervised BERT (Gao, Yao & Chen 2021, appendix A)
 
 
 def make_optimizer(encoder: Encoder, config: TrainConfig) -> torch.optim.AdamW:

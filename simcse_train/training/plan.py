@@ -27,13 +27,11 @@ from simcse_train.errors import InputError
 from simcse_train.evaluation.diagnosis import diagnose, recommend, recommend_for_pairs
 from simcse_train.runs.folder import check_space, keep_standard_input
 from simcse_train.search.embeddings import embed_rows
-from simcse_train.training.optimizer import LEARNING_RATE, peak_rate
+from simcse_train.training.optimizer import peak_rate
 from simcse_train.version import __version__
 
 logger = logging.getLogger(__name__)
 
-# Steps at that rate after which an encoder that is already tuned for sentences unlearns more than it learns.
-HARMLESS_STEPS = 250
 FEWEST_STEPS = 40  # of a run on pairs alone: 200 pairs are four batches, and one pass through them changes nothing
 
 # What may change when a run is resumed; every other setting decides which run it is.
@@ -104,22 +102,17 @@ def choose_objective(config: TrainConfig, encoder: Encoder, batches: Batches) ->
     """Return the settings with `--objective auto` replaced by what suits encoder and text, and a line that says why."""
     diagnosis = diagnose(embed_rows(encoder, batches.measured()))
     if config.data:
-        choice, reason = recommend(diagnosis)
+        steps = total_steps(config, batches) if config.learning_rate is None else 0
+        choice, reason = recommend(diagnosis, steps)
     else:
         choice, reason = recommend_for_pairs(diagnosis)
         if config.mask_similar is not None:
             choice["mask_similar"] = config.mask_similar
     named = " ".join(f"{option(name)} {value}" for name, value in choice.items())
-    line = f"Objective: {named}, since {reason}."
-    steps = total_steps(config, batches)
-    choice["learning_rate"] = peak_rate(config)
-    if config.learning_rate is None and config.data and diagnosis.is_tuned and steps > HARMLESS_STEPS:
-        choice["learning_rate"] *= HARMLESS_STEPS / steps
-        line += (
-            f" Learning rate: {choice['learning_rate']:.2g}, since in {steps:,} steps at {LEARNING_RATE:g} the encoder "
-            "would unlearn what it was tuned for."
-        )
-    return config.model_copy(update=choice), line
+    return (
+        config.model_copy(update={"learning_rate": peak_rate(config), **choice}),
+        f"Objective: {named}, since {reason}.",
+    )
 
 
 def total_steps(config: TrainConfig, batches: Batches) -> int:

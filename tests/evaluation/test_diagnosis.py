@@ -42,9 +42,13 @@ def test_spread_rows_are_tuned_and_general_and_topics_are_clustered() -> None:
     ],
 )
 def test_the_objective_follows_encoder_and_text(diagnosis: Diagnosis, settings: dict[str, object]) -> None:
-    found, reason = recommend(diagnosis)
+    found, reason = recommend(diagnosis, 250)
     assert found == settings
     assert "the encoder is" in reason
+    gentle = {**settings, "learning_rate": 3.8e-6} if diagnosis.is_tuned else settings
+    found, reason = recommend(diagnosis, 2000)
+    assert found == gentle
+    assert ("in 2,000 steps at 3e-05 it would unlearn" in reason) is diagnosis.is_tuned
 
 
 def test_only_pairs_of_a_narrow_text_are_masked() -> None:
