@@ -150,7 +150,7 @@ class TrainConfig(BaseModel):
         OPTIMISATION,
         "Peak; falls linearly to 0.",
         "X",
-        auto="3e-5, less in a long run of a tuned encoder",
+        auto="3e-5, less in a long run of a tuned encoder on general text",
     )
     warmup_ratio: Unit = _setting(OPTIMISATION, "Share of the steps with a rising rate.", "X", default=0.0)
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = _setting(

@@ -19,7 +19,8 @@ TUNED = -2.2  # uniformity below which an encoder has been trained to tell sente
 CLUSTERED = 0.42  # agreement of clusterings above which a text falls into topics
 GENERAL = 0.29  # mean cosine with the most similar of 63 random sentences, below which a text has no common subject
 SAME_TOPIC = 0.985  # quantile of the cosines above which two pairs of a narrow text often have the same topic
-# Steps at the default learning rate after which an encoder that is already tuned unlearns more than it learns.
+# Steps at the default learning rate after which NT-Xent on a general text makes a tuned encoder unlearn more than it
+# learns. The relational objective holds the encoder: on a narrow text it goes on gaining at that rate.
 HARMLESS_STEPS = 250
 BATCH = 64
 SAMPLE = 512
@@ -65,7 +66,7 @@ def diagnose(embeddings: Tensor) -> Diagnosis:
 def recommend(diagnosis: Diagnosis, steps: int) -> tuple[dict[str, Any], str]:
     """Return what suits encoder and text in a run of so many steps at the default rate, as settings, and the reason."""
     settings, reason = _recommended_objective(diagnosis)
-    if diagnosis.is_tuned and steps > HARMLESS_STEPS:
+    if diagnosis.is_tuned and diagnosis.is_general and steps > HARMLESS_STEPS:
         settings["learning_rate"] = float(f"{LEARNING_RATE * HARMLESS_STEPS / steps:.2g}")
         reason += f"; in {steps:,} steps at {LEARNING_RATE:g} it would unlearn what it was tuned for"
     return settings, reason
