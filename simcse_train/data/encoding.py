@@ -55,7 +55,7 @@ def encoding_of(sample: bytes, complete: bool, source: Source) -> str:
     if marked is not None:
         return marked
     if b"\0" in sample:
-        if (wide := _wide(sample)) is not None:
+        if (wide := _wide(sample, is_utf8)) is not None:
             return wide
         line = sample.count(b"\n", 0, sample.index(b"\0")) + 1
         raise source.error("holds a NUL byte: this is a binary file, not text. Give a text file.", line)
@@ -110,15 +110,18 @@ def _is_damaged_utf8(sample: bytes) -> bool:
     return sum(character > "\x7f" for character in text) > 2 * bad
 
 
-def _wide(sample: bytes) -> str | None:
+def _wide(sample: bytes, is_utf8: bool) -> str | None:
     """Return UTF-16 or UTF-32 with its byte order if a sample is text in that alone; else None.
 
     With bytes in the wrong order, or of another kind of file, some characters are not assigned or control characters.
-    Pairs of Latin letters are assigned ones, though: a text of such bytes has a NUL in it, and is not wide.
+    Pairs of Latin letters are assigned ones, though: a text of such bytes, or of UTF-8, with a few NULs is not wide.
     """
     nul = sample.count(0)
     letters = sum(map(sample.count, b" abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"))
-    if 4 * nul < len(sample) and letters > 0.7 * (len(sample) - nul):
+    is_narrow = is_utf8 and all(
+        byte > 31 or byte in b"\0\t\n\r" for byte in set(sample)
+    )  # Cyrillic in UTF-16: bytes of 4
+    if 4 * nul < len(sample) and (is_narrow or letters > 0.7 * (len(sample) - nul)):
         return None
     found = []
     for name, width in (("utf-16-le", 2), ("utf-16-be", 2), ("utf-32-le", 4), ("utf-32-be", 4)):

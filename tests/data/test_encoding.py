@@ -99,6 +99,14 @@ def test_a_character_at_the_end_of_the_sample_is_not_taken_for_damage() -> None:
         assert read("x.txt", f"{text}\nend\n".encode()) == [text, "end"]
 
 
+@pytest.mark.parametrize(
+    "content", [b"n\tt\n0\t\n1\t\n2\t0\n3\t0\n4\t\xc2\x80\n\0", "Grüße: 1 2 3 4 5\n6 7 8\0\n".encode()]
+)
+def test_utf8_with_a_nul_is_not_taken_for_wide_characters(content: bytes) -> None:
+    with pytest.raises(InputError, match="holds a NUL byte"):
+        read("x.tsv", content)
+
+
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
 @pytest.mark.parametrize("lines", [CHINESE, JAPANESE, RUSSIAN, QUOTED])
 def test_wide_encodings_are_told_without_a_byte_order_mark(lines: list[str], encoding: str) -> None:
