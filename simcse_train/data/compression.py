@@ -99,11 +99,8 @@ def _on_disk(stream: BinaryIO) -> BinaryIO:
 
 def _members(stream: BinaryIO, source: Source, layers: int) -> Iterator[tuple[Source, BinaryIO]]:
     """Yield the streams of the members of a zip archive, in the order of their names."""
-    try:
-        with _as_bad_zip_file():
-            archive = zipfile.ZipFile(stream)
-    except NotImplementedError as error:  # a later version of the format than zipfile knows
-        raise source.error(f"can't be read: {error}. Unpack the archive, and give the folder.") from None
+    with _zip_errors(source):
+        archive = zipfile.ZipFile(stream)
     with archive:
         refuse_archive(archive.namelist(), source)
         members = sorted(
@@ -123,20 +120,17 @@ def _members(stream: BinaryIO, source: Source, layers: int) -> Iterator[tuple[So
             member = source.member(info.filename)
             if info.flag_bits & 1:
                 raise member.error("is encrypted. Unpack the archive, and give the folder.")
-            try:
-                with _as_bad_zip_file():
-                    opened = archive.open(info)
-            except NotImplementedError as error:  # zipfile's for a method of compression that it does not know
-                raise member.error(f"can't be read: {error}. Unpack the archive, and give the folder.") from None
+            with _zip_errors(member):
+                opened = archive.open(info)
             with opened:
-                yield from streams(cast(BinaryIO, io.BufferedReader(_Member(opened))), member, layers - 1)
+                yield from streams(cast(BinaryIO, io.BufferedReader(_Member(opened, member))), member, layers - 1)
 
 
 class _Member(io.RawIOBase):
-    """The bytes of a member of an archive; every error of reading them is a `BadZipFile`."""
+    """The bytes of a member of an archive, read under `_zip_errors`."""
 
-    def __init__(self, opened: IO[bytes]) -> None:
-        self._opened = opened
+    def __init__(self, opened: IO[bytes], source: Source) -> None:
+        self._opened, self._source = opened, source
 
     def readable(self) -> bool:
         return True
@@ -146,22 +140,24 @@ class _Member(io.RawIOBase):
 
     def readinto(self, buffer: object) -> int:
         view = memoryview(cast(bytearray, buffer))
-        with _as_bad_zip_file():
+        with _zip_errors(self._source):
             read = self._opened.read(len(view))
         view[: len(read)] = read
         return len(read)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        with _as_bad_zip_file():
+        with _zip_errors(self._source):
             return self._opened.seek(offset, whence)
 
 
 @contextmanager
-def _as_bad_zip_file() -> Iterator[None]:
-    """Turn what zipfile raises besides `BadZipFile` on damaged bytes (names, offsets, versions) into that."""
+def _zip_errors(source: Source) -> Iterator[None]:
+    """Turn what zipfile raises besides `BadZipFile` into that, or into an `InputError` where it lacks a feature."""
     try:
         yield
-    except ValueError as error:  # of a name that is not UTF-8, too
+    except RuntimeError as error:  # a version of the format or a method of compression that zipfile does not know
+        raise source.error(f"can't be read: {error}. Unpack the archive, and give the folder.") from None
+    except ValueError as error:  # damaged bytes: a name that is not UTF-8, an offset before the start
         raise zipfile.BadZipFile(str(error)) from None
 
 
