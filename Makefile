@@ -32,9 +32,10 @@ lint: $(VENV)/installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# One thread: the tests' encoders are too small for more, and waiting for a thread is slow on a busy machine.
+# Two processes of one thread: the tests' encoders are too small for more threads, and waiting for one is slow on a busy
+# machine. The tests of a file share what they make, so a file stays in one process.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile
 
 fix: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .
