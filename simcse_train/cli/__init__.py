@@ -28,6 +28,7 @@ from simcse_train.errors import InputError, ProcessLost, SaveError, Stopped, Tra
 from simcse_train.version import __version__
 
 DONE, FAILED, WRONG_INPUT, SIGNALLED = 0, 1, 2, 128
+SHARED = ("encode", "evaluate")  # commands that several processes share; of the others the first alone does the work
 
 # Read by the libraries when they are first used; what the user has set stays.
 ENVIRONMENT = {
@@ -57,8 +58,8 @@ def train_command(
     simcse-train --data corpus.txt trains; the commands below use what was trained.
     """
     if context.invoked_subcommand is not None:
-        if launcher.rank() > 0 and context.invoked_subcommand != "encode":
-            raise typer.Exit(DONE)  # of several processes one does what several cannot share
+        if launcher.rank() > 0 and context.invoked_subcommand not in SHARED:
+            raise typer.Exit(DONE)
         return
     if version:
         typer.echo(f"simcse-train {__version__}")

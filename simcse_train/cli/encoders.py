@@ -48,20 +48,24 @@ def evaluate_command(
     if text_column is not None and label_column is None:
         raise InputError("--text-column is for labelled sentences: name the column of the labels with --label-column.")
     quiet()
+    from simcse_train import distributed
     from simcse_train.evaluation import labels, sts, transfer
     from simcse_train.export.folder import load_saved_encoder
 
-    loaded, progress = load_saved_encoder(encoder, pooling=pooling), sys.stderr.isatty()
-    if label_column is not None:
-        scores = labels.evaluate_labels(loaded, data, label_column, text_column, encoding, show_progress=progress)
-        typer.echo(labels.as_json(scores) if json else labels.table(scores, data.name))
-        return
-    if tasks == "transfer":
-        results = transfer.evaluate_transfer(loaded, data, show_progress=progress)
-        typer.echo(transfer.as_json(results) if json else transfer.table(results))
-        return
-    rows = sts.evaluate(loaded, data, encoding, show_progress=progress)
-    typer.echo(sts.as_json(rows) if json else sts.table(rows))
+    with distributed.connected(lambda: "Run it again."):
+        loaded = load_saved_encoder(encoder, pooling=pooling)
+        progress = sys.stderr.isatty() and distributed.is_main()
+        if label_column is not None:
+            scores = labels.evaluate_labels(loaded, data, label_column, text_column, encoding, show_progress=progress)
+            found = labels.as_json(scores) if json else labels.table(scores, data.name)
+        elif tasks == "transfer":
+            results = transfer.evaluate_transfer(loaded, data, show_progress=progress)
+            found = transfer.as_json(results) if json else transfer.table(results)
+        else:
+            rows = sts.evaluate(loaded, data, encoding, show_progress=progress)
+            found = sts.as_json(rows) if json else sts.table(rows)
+        if distributed.is_main():
+            typer.echo(found)
 
 
 @app.command("encode")

@@ -22,6 +22,9 @@ from simcse_train.data.texts import read_texts
 from simcse_train.encoders.tokenizer import SentenceTokenizer
 from simcse_train.errors import InputError
 
+# The system maps up to 2 MiB around each place of a file that is read. After so many places it is told that this process
+# does not need them, or its memory would grow to the size of the file. They stay in the system's cache.
+READ_AT_ONCE = 32
 CACHE_VERSION = 2  # how a file is understood; another number reads every text anew
 
 logger = logging.getLogger(__name__)
@@ -43,17 +46,18 @@ class Corpus:
 
     def tokens(self, sentences: NDArray[np.int64]) -> list[list[int]]:
         """Return the token ids of the sentences with these numbers."""
-        return self._read(self.input_ids, sentences)["input_ids"]
+        return self._read(self.input_ids, "input_ids", sentences)
 
     def texts(self, sentences: NDArray[np.int64]) -> list[str]:
         """Return the sentences with these numbers."""
-        return self._read(self.dataset, sentences)["text"]
+        return self._read(self.dataset, "text", sentences)
 
-    def _read(self, dataset: Dataset, sentences: NDArray[np.int64]) -> dict[str, list[Any]]:
-        found: dict[str, list[Any]] = dataset[self.rows[sentences].tolist()]
-        # What was read stays in the system's cache but not in this process, whose memory would grow to the size of the
-        # file.
-        self.mapped.madvise(mmap.MADV_DONTNEED)
+    def _read(self, dataset: Dataset, column: str, sentences: NDArray[np.int64]) -> list[Any]:
+        rows = self.rows[sentences].tolist()
+        found: list[Any] = []
+        for start in range(0, len(rows), READ_AT_ONCE):
+            found += dataset[rows[start : start + READ_AT_ONCE]][column]
+            self.mapped.madvise(mmap.MADV_DONTNEED)
         return found
 
 
@@ -122,7 +126,7 @@ def _open(folder: Path, data: Sequence[str], fingerprint: str) -> Corpus:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         # Not `Dataset.from_file`, whose map of the file is out of reach; a fingerprint, or it would hash the whole
         # text for one.
-        dataset = Dataset(pa.ipc.open_stream(pa.py_buffer(mapped)).read_all(), fingerprint=fingerprint)
+        dataset = Dataset(_read_heads(mapped), fingerprint=fingerprint)
         rows = np.load(folder / "rows.npy", mmap_mode="r")
         if len(rows) != counts.sentences or (len(rows) and rows[-1] >= len(dataset)):
             raise ValueError("it is cut short")
@@ -138,3 +142,14 @@ def _open(folder: Path, data: Sequence[str], fingerprint: str) -> Corpus:
             "at least two different ones are needed, one a line."
         )
     return Corpus(dataset, dataset.select_columns("input_ids"), mapped, rows, counts, fingerprint)
+
+
+def _read_heads(mapped: mmap.mmap) -> pa.Table:
+    """Return the table of an Arrow file, of which this reads no more than the head of each record batch."""
+    batches: list[pa.RecordBatch] = []
+    with pa.ipc.open_stream(pa.py_buffer(mapped)) as reader:
+        for batch in reader:
+            batches.append(batch)
+            if len(batches) % READ_AT_ONCE == 0:
+                mapped.madvise(mmap.MADV_DONTNEED)
+        return pa.Table.from_batches(batches, reader.schema)

@@ -12,6 +12,7 @@ from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from simcse_train import distributed
 from simcse_train.encoders.encoder import Encoder
 from simcse_train.encoders.packing import pack
 from simcse_train.randomness import seeded
@@ -25,19 +26,25 @@ RUNS = 4  # of k-means
 def embed_views(encoder: Encoder, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     """Return two views (rows, hidden) of tokenised sentences, normalised, without the head; only dropout differs.
 
-    The noise is the same in each call, so that two calls compare encoders and not random draws.
+    The noise of a batch is the same in each call, so that two calls compare encoders and not random draws. Every
+    process is given the same rows, and embeds its share of the batches.
     """
     training = encoder.training
     encoder.train()
-    with seeded(0):
-        views = _embed(encoder, rows), _embed(encoder, rows)
+    shares = [(first * BATCH, min(end * BATCH, len(rows))) for first, end in distributed.shares(-(-len(rows) // BATCH))]
+    counts = [end - first for first, end in shares]
+    mine = range(*shares[distributed.rank()], BATCH)
+
+    def view(number: int) -> Tensor:
+        found = [torch.zeros(0, encoder.hidden_size, device=encoder.device)]
+        for first in mine:
+            with seeded(number, first):
+                found.append(encoder.embed(*pack(rows[first : first + BATCH], encoder.device)).float())
+        return distributed.gather_rows(normalize(torch.cat(found)), counts)
+
+    views = view(0), view(1)
     encoder.train(training)
     return views
-
-
-def _embed(encoder: Encoder, rows: Sequence[Sequence[int]]) -> Tensor:
-    batches = [pack(rows[i : i + BATCH], encoder.device) for i in range(0, len(rows), BATCH)]
-    return normalize(torch.cat([encoder.embed(*batch) for batch in batches]))
 
 
 def alignment(first: Tensor, second: Tensor) -> float:

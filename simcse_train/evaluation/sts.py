@@ -21,6 +21,7 @@ from simcse_train.data.pairs import Pair, Place, parse_pair, read_pairs
 from simcse_train.data.source import named
 from simcse_train.encoders.encoder import Encoder
 from simcse_train.errors import InputError
+from simcse_train.search.embeddings import encode_together
 
 # The subsets of each year (SentEval); a year's score is over all of them together.
 SUBSETS = {
@@ -108,9 +109,12 @@ def as_json(rows: Sequence[Row]) -> str:
 
 
 def similarity_score(encoder: Encoder, pairs: Sequence[Pair], *, show_progress: bool = False) -> float | None:
-    """Return Spearman x 100 of cosines against labels; None where one of them is constant and has no ranks."""
+    """Return Spearman x 100 of cosines against labels; None where one of them is constant and has no ranks.
+
+    Every process is given the same pairs, and encodes its share of their sentences.
+    """
     sentences = list(dict.fromkeys(sentence for pair in pairs for sentence in pair[:2]))
-    embeddings = encoder.encode(sentences, show_progress=show_progress)  # normalised: a product is a cosine
+    embeddings = encode_together(encoder, sentences, show_progress=show_progress)  # of length 1: a product is a cosine
     place = {sentence: i for i, sentence in enumerate(sentences)}
     first = embeddings[[place[pair.first] for pair in pairs]]
     second = embeddings[[place[pair.second] for pair in pairs]]

@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from simcse_train.encoders.encoder import Encoder
 from simcse_train.errors import InputError
+from simcse_train.search.embeddings import encode_together
 
 SEED = 1111  # SentEval's
 FOLDS = 10
@@ -115,7 +116,8 @@ def _regression(**settings: float) -> Any:
 def _embed(encoder: Encoder, examples: Sequence[tuple[tuple[str, ...], str]]) -> Part:
     """Return the features of examples: the embedding u of a sentence, or [|u - v|, u * v] of a pair (SentEval)."""
     sides = [
-        encoder.encode([texts[side] for texts, _ in examples], normalized=False) for side in range(len(examples[0][0]))
+        encode_together(encoder, [texts[side] for texts, _ in examples], normalized=False)
+        for side in range(len(examples[0][0]))
     ]
     features = sides[0] if len(sides) == 1 else np.hstack([np.abs(sides[0] - sides[1]), sides[0] * sides[1]])
     return features, np.array([label for _, label in examples])

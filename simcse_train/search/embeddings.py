@@ -53,10 +53,27 @@ def embed_rows(encoder: Encoder, rows: Sequence[Sequence[int]], autocast: Autoca
     return found
 
 
-def embed_rows_together(encoder: Encoder, rows: Sequence[Sequence[int]], autocast: Autocast) -> Tensor:
+def embed_rows_together(encoder: Encoder, rows: Sequence[Sequence[int]], autocast: Autocast = nullcontext) -> Tensor:
     """Return what `embed_rows` does; every process is given the same rows and computes its share of them."""
     first, end = distributed.shares(len(rows))[distributed.rank()]
     return distributed.gather_shares(embed_rows(encoder, rows[first:end], autocast), len(rows))
+
+
+def encode_together(
+    encoder: Encoder,
+    sentences: Sequence[str],
+    *,
+    batch_size: int = BATCH,
+    normalized: bool = True,
+    show_progress: bool = False,
+) -> NDArray[np.float32]:
+    """Return what `encoder.encode` does; every process is given the same sentences and encodes its share of them."""
+    first, end = distributed.shares(len(sentences))[distributed.rank()]
+    mine = encoder.encode(
+        sentences[first:end], batch_size=batch_size, normalized=normalized, show_progress=show_progress
+    )
+    found: NDArray[np.float32] = distributed.gather_shares(torch.from_numpy(mine), len(sentences)).numpy()
+    return found
 
 
 def cached_embeddings(

@@ -28,6 +28,7 @@ from simcse_train.encoders.compiled.acceptance import use_kernels
 from simcse_train.encoders.encoder import Encoder
 from simcse_train.errors import InputError
 from simcse_train.runs.atomic import PARTIAL
+from simcse_train.search.embeddings import encode_together
 
 BATCH = 256  # sentences at once
 CHUNK = 8192  # sentences that are read, encoded and written at once
@@ -99,10 +100,9 @@ def _encoded(encoder: Encoder, sentences: Iterator[str], normalized: bool, preci
                 if is_first and len(chunk) == share:
                     encoder.stack_encodes = not use_kernels(encoder, precision)
                 is_first = False
-                first, end = distributed.shares(len(chunk))[distributed.rank()]
                 with torch.autocast(encoder.device.type, torch.bfloat16, enabled=precision == "bf16"):
-                    mine = torch.from_numpy(encoder.encode(chunk[first:end], batch_size=BATCH, normalized=normalized))
-                yield chunk, distributed.gather_shares(mine, len(chunk)).numpy()
+                    embeddings = encode_together(encoder, chunk, batch_size=BATCH, normalized=normalized)
+                yield chunk, embeddings
                 bar.update(len(chunk))
     finally:
         encoder.stack_encodes = False

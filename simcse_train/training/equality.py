@@ -8,6 +8,7 @@ from typing import Any
 from simcse_train import distributed
 from simcse_train.config import TrainConfig, option
 from simcse_train.data.corpus import Corpus
+from simcse_train.data.pairs import Pair, fingerprint
 from simcse_train.data.training_pairs import TrainingPairs
 from simcse_train.encoders.encoder import Encoder
 from simcse_train.errors import InputError
@@ -25,7 +26,11 @@ def require_equal_settings(config: TrainConfig) -> None:
 
 
 def require_equal_data(
-    config: TrainConfig, encoder: Encoder, corpus: Corpus | None, training_pairs: TrainingPairs | None
+    config: TrainConfig,
+    encoder: Encoder,
+    corpus: Corpus | None,
+    training_pairs: TrainingPairs | None,
+    pairs: list[Pair] | None,
 ) -> None:
     """Raise `InputError` if the processes have read different texts or pairs, or loaded different encoders."""
     if distributed.world_size() == 1:
@@ -34,6 +39,7 @@ def require_equal_data(
         {
             "the content of --data": corpus and corpus.fingerprint,
             "the content of --pairs": training_pairs and training_pairs.fingerprint,
+            "the content of --eval": fingerprint(pairs),
             "the weights of the encoder": encoder_fingerprint(encoder),
             "its batches": encoder.batches,
             "--device": config.device,

@@ -3,7 +3,8 @@
 Read from top to bottom this is unsupervised SimCSE (Gao, Yao & Chen 2021, section 3): each sentence passes through the
 encoder twice, dropout makes the two embeddings differ, and the loss pulls them together and pushes the other sentences
 of the batch away. Several processes run it side by side: each embeds its pieces of every batch, and all take the same
-step (see `step`). The main process alone measures, logs and saves; the others wait for it at the next step.
+step (see `step`). All embed what is measured. The main process alone logs and saves; the others wait for it at the next
+step.
 """
 
 from __future__ import annotations
@@ -84,8 +85,7 @@ class Trainer:
     def fit(self, stop: StopRequests) -> None:
         """Train from the present step to the last; raises `Stopped` after the step in which a signal came."""
         stop.begun = True
-        is_main = distributed.is_main()
-        if self.step == 0 and is_main:
+        if self.step == 0:
             self.monitor.measure(self.step)
         self.encoder.train()
         self._saved_at = time.monotonic()
@@ -104,11 +104,10 @@ class Trainer:
             rate = learning_rate_at(self.step, self.total, self.config)
             loss = self.train_step(batch, rate)
             self.step += 1
-            if is_main:
-                epoch, seconds = self.step / self.batches.per_epoch, time.perf_counter() - began
-                improved = self.monitor.after_step(self.step, epoch, loss, rate, len(batch.sentences), seconds)
-                if improved or self.is_save_due():
-                    self.save()
+            epoch, seconds = self.step / self.batches.per_epoch, time.perf_counter() - began
+            improved = self.monitor.after_step(self.step, epoch, loss, rate, len(batch.sentences), seconds)
+            if improved or self.is_save_due():
+                self.save()
         if self.step < self.total and not checkpoint_path(self.run, self.step).exists():
             self.save()
         self.monitor.close()

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from simcse_train import distributed
 from simcse_train.config import TrainConfig
 from simcse_train.data.pairs import Pair
 from simcse_train.encoders.encoder import Encoder
@@ -27,7 +28,7 @@ from simcse_train.evaluation.geometry import (
 from simcse_train.evaluation.sts import similarity_score
 from simcse_train.report.verdict import Outcome, describe, judge
 from simcse_train.runs.metrics import log_metrics, read_metrics
-from simcse_train.search.embeddings import embed_rows
+from simcse_train.search.embeddings import embed_rows, embed_rows_together
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +45,10 @@ class Best:
 
 
 class Monitor:
-    """Writes `metrics.jsonl` and lines on the screen, measures the encoder, and remembers the best step."""
+    """Writes `metrics.jsonl` and lines on the screen, measures the encoder, and remembers the best step.
+
+    Every process has one, since all embed what is measured; that of the main process alone does the rest.
+    """
 
     def __init__(
         self,
@@ -65,6 +69,7 @@ class Monitor:
         self._losses: list[float] = []  # since the last logged line
         self._sentences, self._seconds = 0, 0.0
         self._bar: tqdm[Any] | None = None
+        self._is_main = distributed.is_main()
 
     def after_step(self, step: int, epoch: float, loss: float, rate: float, sentences: int, seconds: float) -> bool:
         """Count a step, log and measure where that is due; return whether the encoder is the best so far."""
@@ -72,7 +77,8 @@ class Monitor:
         self._sentences += sentences
         self._seconds += seconds
         if self._bar is None:
-            self._bar = tqdm(total=self.total, initial=step - 1, desc="train", unit="step", disable=None)
+            hidden = None if self._is_main else True
+            self._bar = tqdm(total=self.total, initial=step - 1, desc="train", unit="step", disable=hidden)
         self._bar.update()
         record: dict[str, Any] = {}
         if step % self.config.log_every == 0 or step == self.total:
@@ -86,19 +92,26 @@ class Monitor:
             self._losses, self._sentences, self._seconds = [], 0, 0.0
         if step % self.config.eval_every == 0 or step == self.total:
             return self.measure(step, record)
-        if record:
+        if record and self._is_main:
             log_metrics(self.run, step, record)
         return False
 
     def measure(self, step: int, logged: dict[str, Any] | None = None) -> bool:
-        """Measure the encoder and log that with what is `logged` at this step; return whether it is the best so far."""
-        embeddings = embed_rows(self.encoder, self.measured)  # (sentences, hidden)
+        """Measure the encoder and log that with what is `logged` at this step; return whether it is the best so far.
+
+        All processes embed, each a share; the main process measures, logs and knows the best.
+        """
+        embeddings = embed_rows_together(self.encoder, self.measured)  # (sentences, hidden)
+        views = embed_views(self.encoder, self.measured)
+        score = similarity_score(self.encoder, self.pairs) if self.pairs is not None else None
+        if not self._is_main:
+            return False
         nearest = nearest_rows(embeddings)
         if step == 0:
             self._nearest = nearest
         record: dict[str, Any] = {
             **(logged or {}),
-            "alignment": alignment(*embed_views(self.encoder, self.measured)),
+            "alignment": alignment(*views),
             "uniformity": uniformity(embeddings),
             "cluster_agreement": cluster_agreement(embeddings),
         }
@@ -106,7 +119,7 @@ class Monitor:
             record["neighbours_kept"] = neighbours_kept(self._nearest, nearest)
             record["neighbour_contrast"] = neighbour_contrast(embeddings, self._nearest)
         if self.pairs is not None:
-            record["score"] = similarity_score(self.encoder, self.pairs)
+            record["score"] = score
         if step == 0:
             record["hardest_negative"] = diagnose(embeddings).hardest_negative  # says what kind of text it is
             self._before = record

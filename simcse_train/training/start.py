@@ -192,7 +192,7 @@ def _new_trainer(run: Path, config: TrainConfig, encoder: Encoder | None = None)
         if needs_start(config, make_objective(config)):
             keep_start(run, encoder)
     distributed.wait()
-    require_equal_data(config, encoder, corpus, training_pairs)
+    require_equal_data(config, encoder, corpus, training_pairs, pairs)
     trainer = Trainer(run, config, encoder, corpus, training_pairs, pairs)
     require_equal_kernels(trainer.kernels)
     _announce(trainer)
@@ -216,7 +216,7 @@ def _resumed_trainer(run: Path, checkpoint: Path, changes: Mapping[str, Any]) ->
     require_equal_settings(config)
     find_device(config.device)
     pairs = labelled_pairs(config)
-    if distributed.is_main() and state.pairs is not None and fingerprint(pairs) != state.pairs:
+    if state.pairs is not None and fingerprint(pairs) != state.pairs:
         raise InputError(
             f"--eval {config.eval} does not hold the labelled pairs of the run: its content has changed, and scores "
             "would not compare. Restore the old pairs, or start a new run from the encoder with --model."
@@ -231,7 +231,7 @@ def _resumed_trainer(run: Path, checkpoint: Path, changes: Mapping[str, Any]) ->
             f"--pairs {config.pairs} does not hold the pairs that the run was trained on: its content has changed. "
             "Restore the old pairs, or start a new run from the encoder with --model."
         )
-    require_equal_data(config, encoder, corpus, training_pairs)
+    require_equal_data(config, encoder, corpus, training_pairs, pairs)
     kernels = state.versions.get("kernels", "")
     trainer = Trainer(run, config, encoder, corpus, training_pairs, pairs, state.order, kernels)
     require_equal_kernels(trainer.kernels)

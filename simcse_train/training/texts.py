@@ -40,8 +40,8 @@ def open_texts(
 
 
 def labelled_pairs(config: TrainConfig) -> list[Pair] | None:
-    """Return the labelled pairs of `--eval` for the main process, which alone measures; raises `InputError`."""
-    if config.eval is None or not distributed.is_main():
+    """Return the labelled pairs of `--eval`, if there are any; raises `InputError`."""
+    if config.eval is None:
         return None
     if not Path(config.eval).exists():
         raise InputError(

@@ -23,8 +23,9 @@ from simcse_train.runs.folder import checkpoint_path, checkpoints
 from simcse_train.runs.metrics import read_metrics
 from tests.launch import command_line, finish, launch, run
 
+EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 RUNS: dict[str, dict[str, Any]] = {
-    "plain": {"max_steps": 30, "warmup_ratio": 0.1},
+    "plain": {"max_steps": 30, "warmup_ratio": 0.1, "eval": EXAMPLES / "pairs.tsv"},
     "parts": {"micro_batch_size": 3, "max_steps": 16},  # 16 steps pass the last short batch of an epoch
     "queue": {"objective": "queue", "mask_similar": 0.9, "queue_size": 11, "momentum": 0.5, "max_steps": 6},
     "relational": {"objective": "relational", "neighbours": 3, "max_steps": 6},
@@ -53,14 +54,22 @@ def bits(run: Path, step: int) -> dict[str, bytes]:
 
 
 def distance(one: Path, other: Path) -> float:
-    """Return how far the weights of two runs are apart, relative to their length; of all matrices and vectors the most.
+    """Return how far the weights of two runs or checkpoints are apart, relative to their length.
 
-    The bias of an attention's keys is left out: it changes no softmax, so that its gradient is nothing but rounding,
-    which AdamW scales up to full steps.
+    Of all matrices and vectors the most. The bias of an attention's keys is left out: it changes no softmax, so that its
+    gradient is nothing but rounding, which AdamW scales up to full steps.
     """
     a, b = (load_file(run / "encoder" / "model.safetensors") for run in (one, other))
     lengths = {name: float(tensor.norm()) for name, tensor in a.items() if not name.endswith("key.bias")}
     return max(float((a[name] - b[name]).norm()) / max(length, 1.0) for name, length in lengths.items())
+
+
+def measures(run: Path) -> list[dict[str, float]]:
+    """Return what was measured at each evaluation, apart from what jumps when two cosines are nearly equal."""
+    lines = [line for line in read_metrics(run) if "alignment" in line]
+    return [
+        {k: line[k] for k in ("alignment", "uniformity", "neighbour_contrast", "score") if k in line} for line in lines
+    ]
 
 
 def wait_for(path: Path, processes: list[BaseProcess]) -> None:
@@ -75,7 +84,10 @@ def test_a_run_does_not_depend_on_the_number_of_processes(name: str, text: Path,
     for processes in (1, 2, 4) if name == "plain" else (1, 2):
         command = options(text, tiny, tmp_path / str(processes), **RUNS[name])
         assert run(processes, command_line, tmp_path / f"{processes}.txt", *command) == [0] * processes
-        assert distance(tmp_path / str(processes), tmp_path / "1") < 1e-5
+        last, alone = (
+            checkpoint_path(tmp_path / n, steps) for n in (str(processes), "1")
+        )  # the export may be the start
+        assert distance(last, alone) < 1e-5
         losses = [
             [line["loss"] for line in read_metrics(tmp_path / n) if "loss" in line] for n in ("1", str(processes))
         ]
@@ -83,9 +95,22 @@ def test_a_run_does_not_depend_on_the_number_of_processes(name: str, text: Path,
         assert len(losses[1]) == steps  # one process logs
         screen = (tmp_path / f"{processes}.txt").read_text()
         assert screen.count("Verdict: ") == 1  # and prints
+        expected = [pytest.approx(measured, rel=1e-3, abs=1e-5) for measured in measures(tmp_path / "1")]
+        assert measures(tmp_path / str(processes)) == expected
     before = load_file(tiny / "model.safetensors")
-    after = load_file(tmp_path / "1" / "encoder" / "model.safetensors")
+    after = load_file(checkpoint_path(tmp_path / "1", steps) / "encoder" / "model.safetensors")
     assert sum(float((after[key] - before[key]).square().sum()) for key in after) > 1e-3
+
+
+def test_processes_evaluate_together_and_one_prints(tiny: Path, tmp_path: Path) -> None:
+    for processes in (1, 2):
+        screen = tmp_path / f"{processes}.txt"
+        asked = ["evaluate", str(tiny), "--data", str(EXAMPLES / "pairs.tsv"), "--json"]
+        assert run(processes, command_line, screen, *asked) == [0] * processes
+    screens = [(tmp_path / f"{processes}.txt").read_text().splitlines() for processes in (1, 2)]
+    assert screens[1][:-1] == screens[0][:-1]
+    alone, together = (json.loads(screen[-1])["pairs"] for screen in screens)
+    assert together == {**alone, "score": pytest.approx(alone["score"], abs=1e-3)}
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -137,13 +162,20 @@ def given_other_settings(folder: Path, text: Path, tiny: Path, name: str) -> Non
     rank = launcher.rank()
     changes: dict[str, Any] = {}
     if rank == 1:
-        if name == "data":
-            (folder / "other.txt").write_text(text.read_text() + "One line more.\n")
-        changes = {"data": folder / "other.txt"} if name == "data" else {"batch_size": 6}
-    command_line(folder / f"{rank}.txt", *options(text, tiny, folder / "run", max_steps=2, **changes))
+        if name in ("data", "eval"):
+            own = (text if name == "data" else EXAMPLES / "pairs.tsv").read_text()
+            (folder / "other.txt").write_text(own + ("One line more.\n" if name == "data" else "a cat\ta dog\t1.0\n"))
+            changes = {name: folder / "other.txt"}
+        else:
+            changes = {"batch_size": 6}
+    given = {"max_steps": 2, "eval": EXAMPLES / "pairs.tsv"} | changes
+    command_line(folder / f"{rank}.txt", *options(text, tiny, folder / "run", **given))
 
 
-@pytest.mark.parametrize(("name", "message"), [("data", "the content of --data"), ("batch", "--batch-size 6, not 8")])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("data", "the content of --data"), ("eval", "the content of --eval"), ("batch", "--batch-size 6, not 8")],
+)
 def test_processes_that_are_given_different_things_are_told_before_the_first_step(
     name: str, message: str, text: Path, tiny: Path, tmp_path: Path
 ) -> None:
