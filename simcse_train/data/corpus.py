@@ -22,8 +22,8 @@ from simcse_train.data.texts import read_texts
 from simcse_train.encoders.tokenizer import SentenceTokenizer
 from simcse_train.errors import InputError
 
-# The system maps up to 2 MiB around each place of a file that is read. After so many places it is told that this process
-# does not need them, or its memory would grow to the size of the file. They stay in the system's cache.
+# The system maps up to 2 MiB around each place of a file that is read. After so many places it is told that this
+# process does not need them, or its memory would grow to the size of the file. They stay in the system's cache.
 READ_AT_ONCE = 32
 CACHE_VERSION = 2  # how a file is understood; another number reads every text anew
 
@@ -36,7 +36,7 @@ class Corpus:
 
     dataset: Dataset
     input_ids: Dataset  # this column alone
-    mapped: mmap.mmap  # the file behind both
+    mapped: Sequence[mmap.mmap]  # the files behind both and `rows`
     rows: NDArray[np.int64]  # (sentences,): where in the data set each distinct sentence stands
     counts: Counts
     fingerprint: str  # of the text alone: the same for a moved or renamed file
@@ -53,11 +53,12 @@ class Corpus:
         return self._read(self.dataset, "text", sentences)
 
     def _read(self, dataset: Dataset, column: str, sentences: NDArray[np.int64]) -> list[Any]:
-        rows = self.rows[sentences].tolist()
         found: list[Any] = []
-        for start in range(0, len(rows), READ_AT_ONCE):
-            found += dataset[rows[start : start + READ_AT_ONCE]][column]
-            self.mapped.madvise(mmap.MADV_DONTNEED)
+        for start in range(0, len(sentences), READ_AT_ONCE):
+            rows = self.rows[sentences[start : start + READ_AT_ONCE]]
+            found += dataset[rows.tolist()][column]
+            for mapped in self.mapped:
+                mapped.madvise(mmap.MADV_DONTNEED)
         return found
 
 
@@ -127,7 +128,7 @@ def _open(folder: Path, data: Sequence[str], fingerprint: str) -> Corpus:
         # Not `Dataset.from_file`, whose map of the file is out of reach; a fingerprint, or it would hash the whole
         # text for one.
         dataset = Dataset(_read_heads(mapped), fingerprint=fingerprint)
-        rows = np.load(folder / "rows.npy", mmap_mode="r")
+        rows: np.memmap[Any, np.dtype[np.int64]] = np.load(folder / "rows.npy", mmap_mode="r")
         if len(rows) != counts.sentences or (len(rows) and rows[-1] >= len(dataset)):
             raise ValueError("it is cut short")
     except (OSError, ValueError, TypeError, pa.ArrowException) as error:
@@ -141,7 +142,8 @@ def _open(folder: Path, data: Sequence[str], fingerprint: str) -> Corpus:
             "duplicates); "
             "at least two different ones are needed, one a line."
         )
-    return Corpus(dataset, dataset.select_columns("input_ids"), mapped, rows, counts, fingerprint)
+    assert isinstance(rows.base, mmap.mmap)
+    return Corpus(dataset, dataset.select_columns("input_ids"), [mapped, rows.base], rows, counts, fingerprint)
 
 
 def _read_heads(mapped: mmap.mmap) -> pa.Table:

@@ -56,8 +56,8 @@ def bits(run: Path, step: int) -> dict[str, bytes]:
 def distance(one: Path, other: Path) -> float:
     """Return how far the weights of two runs or checkpoints are apart, relative to their length.
 
-    Of all matrices and vectors the most. The bias of an attention's keys is left out: it changes no softmax, so that its
-    gradient is nothing but rounding, which AdamW scales up to full steps.
+    Of all matrices and vectors the most. The bias of an attention's keys is left out: it changes no softmax, so that
+    its gradient is nothing but rounding, which AdamW scales up to full steps.
     """
     a, b = (load_file(run / "encoder" / "model.safetensors") for run in (one, other))
     lengths = {name: float(tensor.norm()) for name, tensor in a.items() if not name.endswith("key.bias")}
