@@ -62,7 +62,7 @@ class TrainConfig(BaseModel):
 
     data: Paths = _setting(
         TEXT,
-        "Text to learn from: file, folder, glob, or - for standard input.",
+        "Text to learn from: file, folder, glob, hf://datasets/OWNER/NAME, or - for standard input.",
         "PATH",
         auto="none with --pairs",
         default=[],

@@ -20,9 +20,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, BinaryIO, cast
 
-from simcse_train.data.files import has_text_ending
 from simcse_train.data.kinds import refuse_archive, refuse_binary
-from simcse_train.data.source import Source
+from simcse_train.data.source import Source, has_text_ending
 
 if sys.version_info >= (3, 14):
     from compression import zstd as zstd

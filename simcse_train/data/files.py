@@ -8,10 +8,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from simcse_train.data.source import COMPRESSED, inner_ending
+from simcse_train.data import hub
+from simcse_train.data.source import COMPRESSED, FORMATS, has_text_ending
 from simcse_train.errors import InputError
 
-FORMATS = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".arrow")
 # What `datasets.save_to_disk` writes: into the folder of one data set, and above the folders of its splits.
 STATE, SPLITS, DESCRIBED = "state.json", "dataset_dict.json", "dataset_info.json"
 
@@ -20,10 +20,13 @@ def find_files(data: Iterable[str], option: str = "--data") -> list[Path]:
     """Return the files that the names, folders and globs stand for, in a fixed order.
 
     A folder that `datasets` saved stands for its Arrow files, in their order; of several splits, for those of `train`.
-    Raises `InputError` if an entry stands for none.
+    A name on the hub (see `hub`) is downloaded. Raises `InputError` if an entry stands for none.
     """
     found: list[Path] = []
     for entry in data:
+        if entry.startswith(hub.PREFIX):
+            found += hub.download(entry, option).files
+            continue
         path = Path(entry).expanduser()
         try:
             if path.is_dir():
@@ -36,6 +39,8 @@ def find_files(data: Iterable[str], option: str = "--data") -> list[Path]:
                 matches = glob.glob(str(path), recursive=True)  # noqa: PTH207 (also absolute patterns)
                 files = sorted(Path(match) for match in matches if Path(match).is_file())
                 hint = "there is no such file"
+                if len(path.parts) == 2 and not path.suffix:
+                    hint += f", and a text on the Hugging Face hub is named {hub.PREFIX}datasets/{entry}"
         except (OSError, ValueError) as error:
             raise InputError(f"{option} {entry}: {error}. Check the path.") from None
         if not files:
@@ -65,11 +70,6 @@ def open_file(path: Path, option: str = "--data") -> BinaryIO:
         raise InputError(
             f"{option} {path} can't be read: {error.strerror}. Check the path and its permissions."
         ) from None
-
-
-def has_text_ending(path: Path) -> bool:
-    """Say whether the name of a file is that of a text or a table."""
-    return inner_ending(path) in FORMATS or (path.suffix.lower() == ".zip" and not path.name.startswith("."))
 
 
 def _in_folder(folder: Path, option: str) -> list[Path]:

@@ -10,6 +10,7 @@ from simcse_train.errors import InputError
 
 # The part of a name that says how a file was compressed.
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
+FORMATS = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".arrow")
 
 
 @dataclass(frozen=True)
@@ -59,3 +60,8 @@ def inner_ending(path: Path) -> str:
     while endings and endings[-1] in COMPRESSED:
         endings.pop()
     return endings[-1] if endings else ""
+
+
+def has_text_ending(path: Path) -> bool:
+    """Say whether the name of a file is that of a text or a table."""
+    return inner_ending(path) in FORMATS or (path.suffix.lower() == ".zip" and not path.name.startswith("."))

@@ -14,6 +14,7 @@ import transformers
 
 from simcse_train import distributed, launcher
 from simcse_train.config import STARTER, TrainConfig, choices, make_config, option
+from simcse_train.data import hub
 from simcse_train.data.batches import Batches, held_out_sentences
 from simcse_train.data.corpus import Corpus
 from simcse_train.data.order import LATEST
@@ -75,7 +76,7 @@ def resolve(config: TrainConfig, encoder: Encoder, run: Path) -> TrainConfig:
         )
     device = find_device(config.device)
     data = [
-        distributed.from_main(lambda: str(keep_standard_input(run).resolve())) if entry == "-" else _absolute(entry)
+        distributed.from_main(lambda: str(keep_standard_input(run).resolve())) if entry == "-" else _lasting(entry)
         for entry in config.data
     ]
     is_folder = config.model != STARTER and Path(config.model).expanduser().exists()
@@ -161,6 +162,11 @@ def choose_kernels(encoder: Encoder, config: TrainConfig, before: str = "") -> s
     if config.kernels == "auto" and config.device == "cpu":
         logger.info(f"Training without compiled kernels: {reason}.")
     return "off"
+
+
+def _lasting(entry: str) -> str:
+    """Return the name of a text that stands for the same files later and in another working directory."""
+    return hub.download(entry).name if entry.startswith(hub.PREFIX) else _absolute(entry)
 
 
 def _absolute(path: str) -> str:

@@ -1,0 +1,126 @@
+"""Texts on the Hugging Face hub, named hf://datasets/OWNER/NAME[@REVISION][/PATTERN] as its own libraries do.
+
+They are downloaded into the hub's cache and read from there: their content can be compared when a run is resumed, and
+a run that has begun needs no network.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import functools
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from simcse_train.data.source import has_text_ending
+from simcse_train.errors import InputError
+
+PREFIX = "hf://"
+FORM = "hf://datasets/OWNER/NAME, hf://datasets/OWNER/NAME@REVISION or hf://datasets/OWNER/NAME/data/*.parquet"
+TRAINING = "train"  # how the name of a file or folder of this split begins
+SECONDS = 5.0  # for the hub to answer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Download:
+    """Files of a data set, in a folder of the hub's cache that is named after its revision."""
+
+    name: str  # with the revision, so that it always stands for the same files
+    files: tuple[Path, ...]
+
+
+@functools.cache  # a process looks for its files several times
+def download(entry: str, option: str = "--data") -> Download:
+    """Return the files of text behind a name on the hub, downloaded.
+
+    Of several splits only the training part is taken, unless a pattern names others. Where the hub can't be asked, what
+    was downloaded before will do. Raises `InputError` if there is no such text.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    name, revision, pattern = _parse(entry, option)
+    try:
+        found = HfApi().dataset_info(name, revision=revision, timeout=SECONDS)
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        what = f"revision {revision}" if isinstance(error, RevisionNotFoundError) else "data set"
+        raise InputError(
+            f"{option} {entry}: the hub has no such {what}, or only shows it after `hf auth login`. Check the name."
+        ) from None
+    except Exception as error:  # whatever keeps the hub from answering: no network, a proxy, offline mode
+        folder, names = _downloaded_before(entry, option, name, revision, _reason(error))
+        chosen = _choose(names, pattern, f"{option} {entry}: what was downloaded before of {name}")
+    else:
+        names = [file.rfilename for file in found.siblings or []]
+        chosen = _choose(names, pattern, f"{option} {entry}: the data set {name}")
+        folder = _download(entry, option, name, revision, chosen)
+    number = f"{len(chosen)} files, such as " if len(chosen) > 1 else ""
+    logger.info(f"{entry}: {number}{chosen[0]}.")
+    pinned = f"{PREFIX}datasets/{name}@{folder.name}" + (f"/{pattern}" if pattern else "")
+    return Download(pinned, tuple(folder / file for file in chosen))
+
+
+def choose(names: Sequence[str], pattern: str | None) -> list[str]:
+    """Return which files of a data set are read: those that match the pattern, or the training part of the text."""
+    if pattern is not None:
+        return sorted(name for name in names if fnmatch.fnmatchcase(name, pattern))
+    parts = {name: PurePosixPath(name).parts for name in sorted(names) if has_text_ending(Path(name))}
+    texts = [name for name in parts if not any(part.startswith(".") for part in parts[name])]
+    return [name for name in texts if any(part.startswith(TRAINING) for part in parts[name])] or texts
+
+
+def _choose(names: Sequence[str], pattern: str | None, holder: str) -> list[str]:
+    if chosen := choose(names, pattern):
+        return chosen
+    wanted = f"no file that matches {pattern}" if pattern else "no file of text that can be read here"
+    raise InputError(f"{holder} holds {wanted}. Give {FORM}.")
+
+
+def _parse(entry: str, option: str) -> tuple[str, str | None, str | None]:
+    """Return the name of a data set, its revision and the pattern of its files."""
+    kind, _, rest = entry.removeprefix(PREFIX).partition("/")
+    owner, name, pattern = (*rest.split("/", 2), "", "")[:3]
+    name, _, revision = name.partition("@")
+    if kind != "datasets" or not owner or not name:
+        raise InputError(f"{option} {entry} is not how a text on the Hugging Face hub is named. Give {FORM}.")
+    return f"{owner}/{name}", revision or None, pattern or None
+
+
+def _download(entry: str, option: str, name: str, revision: str | None, files: list[str]) -> Path:
+    """Download files of a data set; return the folder that they are in."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=files))
+    except Exception as error:  # of the network, the hub, or the disk
+        raise InputError(
+            f"{option} {entry} can't be downloaded ({_reason(error)}). Run again to continue the download, or download "
+            "it elsewhere and name the folder."
+        ) from None
+
+
+def _downloaded_before(entry: str, option: str, name: str, revision: str | None, reason: str) -> tuple[Path, list[str]]:
+    """Return the folder and the files of an earlier download, since the hub can't be asked."""
+    from huggingface_hub import CacheNotFound, scan_cache_dir
+
+    with contextlib.suppress(CacheNotFound, ValueError):  # there is no cache, or it is a file
+        for repository in scan_cache_dir().repos:
+            for found in (
+                repository.revisions if (repository.repo_type, repository.repo_id) == ("dataset", name) else ()
+            ):
+                if revision == found.commit_hash or (revision or "main") in found.refs:
+                    files = [file.file_path.relative_to(found.snapshot_path).as_posix() for file in found.files]
+                    logger.warning(f"{entry}: the hub can't be asked ({reason}). Using what was downloaded before.")
+                    return found.snapshot_path, files
+    raise InputError(
+        f"{option} {entry}: the hub can't be asked ({reason}), and this text was not downloaded before. Go online, or "
+        "download it elsewhere and name the folder."
+    )
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

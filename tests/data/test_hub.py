@@ -1,0 +1,139 @@
+"""Texts on the hub, read from a small server that answers as the hub does."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from simcse_train.config import make_config, read_settings
+from simcse_train.data.hub import choose
+
+REVISION = "a" * 40
+LINES = [f"a man plays the guitar {number}" for number in range(20)]
+FILES = {
+    "README.md": "# A data set\n",
+    "data/train-0.txt": "\n".join(LINES[:12]) + "\n",
+    "data/train-1.txt": "\n".join(LINES[12:]) + "\n",
+    "data/test-0.txt": "a sentence of the test part\n",
+}
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """The requests with which a data set is described and downloaded."""
+
+    def do_HEAD(self) -> None:
+        self.answer(with_body=False)
+
+    def do_GET(self) -> None:
+        self.answer(with_body=True)
+
+    def answer(self, *, with_body: bool) -> None:
+        path = self.path.partition("?")[0]
+        if path in {f"/api/datasets/someone/tiny{end}" for end in ("", "/revision/main", f"/revision/{REVISION}")}:
+            siblings = [{"rfilename": name} for name in FILES]
+            self.send(json.dumps({"id": "someone/tiny", "sha": REVISION, "siblings": siblings}), with_body)
+        elif path.startswith("/api/datasets/someone/tiny/tree/"):
+            tree = [{"type": "file", "path": n, "size": len(c), "oid": digest(c)} for n, c in FILES.items()]
+            self.send(json.dumps(tree), with_body)
+        elif path.startswith("/datasets/someone/tiny/resolve/"):
+            content = FILES[path.split("/", 6)[6]]
+            self.send(content, with_body, {"ETag": f'"{digest(content)}"', "X-Repo-Commit": REVISION})
+        else:
+            self.send("", with_body, {"X-Error-Code": "RepoNotFound"}, status=404)
+
+    def send(self, content: str, with_body: bool, headers: dict[str, str] | None = None, status: int = 200) -> None:
+        self.send_response(status)
+        for name, value in {**(headers or {}), "Content-Length": str(len(content))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if with_body:
+            self.wfile.write(content.encode())
+
+    def log_message(self, *arguments: object) -> None:
+        """Print nothing."""
+
+
+def digest(content: str) -> str:
+    return hashlib.sha1(content.encode()).hexdigest()
+
+
+@contextmanager
+def hub() -> Iterator[str]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def simcse_train(endpoint: str, home: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0"}
+    command = [sys.executable, "-m", "simcse_train", *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def test_a_text_on_the_hub_is_trained_on_and_the_run_goes_on_without_it(tiny: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    settings = ["--model", tiny, "--output", run, "--batch-size", 4, "--precision", "fp32", "--device", "cpu"]
+    with hub() as endpoint:
+        first = simcse_train(endpoint, tmp_path / "home", "--data", "hf://datasets/someone/tiny", *settings)
+        assert first.returncode == 0, first.stderr
+        assert "hf://datasets/someone/tiny: 2 files, such as data/train-0.txt." in first.stdout + first.stderr
+        assert "Text: 20 lines" in first.stdout + first.stderr  # the test part is left out
+        for name, message in (
+            ("hf://datasets/someone/none", "--data hf://datasets/someone/none: the hub has no such data set, or only "),
+            (
+                "hf://datasets/someone/tiny/*.csv",
+                "the data set someone/tiny holds no file that matches *.csv. Give hf:/",
+            ),
+            (
+                "hf://someone/tiny",
+                "--data hf://someone/tiny is not how a text on the Hugging Face hub is named. Give hf",
+            ),
+            ("someone/tiny", "no such file, and a text on the Hugging Face hub is named hf://datasets/someone/tiny."),
+        ):
+            refused = simcse_train(endpoint, tmp_path / "home", "--data", name)
+            assert refused.returncode == 2
+            assert message in refused.stderr
+    # The settings name the revision, so that the run stays one of the same text when the data set changes.
+    pinned = f"hf://datasets/someone/tiny@{REVISION}"
+    assert make_config(read_settings(run / "config.yaml")).data == [pinned]
+    longer = simcse_train(endpoint, tmp_path / "home", "--resume", run, "--epochs", 2)
+    assert longer.returncode == 0, longer.stderr
+    assert f"{pinned}: the hub can't be asked (" in longer.stdout + longer.stderr
+    assert "Using what was downloaded before." in longer.stdout + longer.stderr
+    never = simcse_train(endpoint, tmp_path / "elsewhere", "--data", "hf://datasets/someone/tiny")
+    assert never.returncode == 2
+    assert (
+        "this text was not downloaded before. Go online, or download it elsewhere and name the folder." in never.stderr
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "pattern", "chosen"),
+    [
+        (["README.md", "b.csv", "a.txt", ".hidden/c.txt", "x.py"], None, ["a.txt", "b.csv"]),
+        (["data/train-0.parquet", "data/test-0.parquet"], None, ["data/train-0.parquet"]),
+        (["train/a.jsonl.gz", "validation/a.jsonl.gz"], None, ["train/a.jsonl.gz"]),
+        (["train.csv", "test.csv"], "test*", ["test.csv"]),
+        (["en/a.txt", "de/a.txt"], "de/*", ["de/a.txt"]),
+        (["README.md"], None, []),
+    ],
+)
+def test_the_training_part_is_read_unless_a_pattern_names_other_files(
+    names: list[str], pattern: str | None, chosen: list[str]
+) -> None:
+    assert choose(names, pattern) == chosen
