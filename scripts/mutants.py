@@ -28,7 +28,7 @@ import typer
 ROOT = Path(__file__).parent.parent
 COPIED = ("simcse_train", "tests", "scripts", "examples", "configs", "pyproject.toml")
 # Imported once, before the processes that run the tests are forked: importing takes longer than most of the tests.
-HEAVY = ("accelerate", "datasets", "hypothesis", "pytest", "scipy.stats", "torch", "transformers")
+HEAVY = ("accelerate", "hypothesis", "pytest", "scipy.stats", "torch", "transformers")
 OPTIONS = ("-x", "-q", "-p", "no:cacheprovider", "-m", "not slow", "-W", "ignore::pytest.PytestAssertRewriteWarning")
 LIMIT_S = 900  # a fault that makes a test hang is noticed too
 UNFAULTED_LIMIT_S = 3600  # all the tests of all the faults, one after another

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset
 from numpy.typing import NDArray
 
 from simcse_train.data.cache import SAID, Counts, build, digest, file_hash, stamp, tokenised_folder
@@ -34,10 +33,10 @@ logger = logging.getLogger(__name__)
 class Corpus:
     """Distinct sentences, tokenised, on disk."""
 
-    dataset: Dataset
-    input_ids: Dataset  # this column alone
-    mapped: Sequence[mmap.mmap]  # the files behind both and `rows`
-    rows: NDArray[np.int64]  # (sentences,): where in the data set each distinct sentence stands
+    batches: Sequence[pa.RecordBatch]  # of all sentences, with their text and token ids
+    firsts: NDArray[np.int64]  # (batches,): the number of the first row of each
+    rows: NDArray[np.int64]  # (sentences,): the row of each distinct sentence
+    mapped: Sequence[mmap.mmap]  # the files behind the batches and `rows`
     counts: Counts
     fingerprint: str  # of the text alone: the same for a moved or renamed file
 
@@ -46,17 +45,19 @@ class Corpus:
 
     def tokens(self, sentences: NDArray[np.int64]) -> list[list[int]]:
         """Return the token ids of the sentences with these numbers."""
-        return self._read(self.input_ids, "input_ids", sentences)
+        return self._read("input_ids", sentences)
 
     def texts(self, sentences: NDArray[np.int64]) -> list[str]:
         """Return the sentences with these numbers."""
-        return self._read(self.dataset, "text", sentences)
+        return self._read("text", sentences)
 
-    def _read(self, dataset: Dataset, column: str, sentences: NDArray[np.int64]) -> list[Any]:
+    def _read(self, column: str, sentences: NDArray[np.int64]) -> list[Any]:
         found: list[Any] = []
         for start in range(0, len(sentences), READ_AT_ONCE):
             rows = self.rows[sentences[start : start + READ_AT_ONCE]]
-            found += dataset[rows.tolist()][column]
+            numbers = np.searchsorted(self.firsts, rows, side="right") - 1  # of the batches
+            places = zip(numbers.tolist(), (rows - self.firsts[numbers]).tolist(), strict=True)
+            found += [self.batches[number][column][place].as_py() for number, place in places]
             for mapped in self.mapped:
                 mapped.madvise(mmap.MADV_DONTNEED)
         return found
@@ -125,11 +126,10 @@ def _open(folder: Path, data: Sequence[str], fingerprint: str) -> Corpus:
         counts = Counts(**json.loads((folder / "counts.json").read_text()))
         with (folder / "sentences.arrow").open("rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        # Not `Dataset.from_file`, whose map of the file is out of reach; a fingerprint, or it would hash the whole
-        # text for one.
-        dataset = Dataset(_read_heads(mapped), fingerprint=fingerprint)
+        batches = _read_heads(mapped)
+        ends = np.cumsum([len(batch) for batch in batches], dtype=np.int64)
         rows: np.memmap[Any, np.dtype[np.int64]] = np.load(folder / "rows.npy", mmap_mode="r")
-        if len(rows) != counts.sentences or (len(rows) and rows[-1] >= len(dataset)):
+        if len(rows) != counts.sentences or (len(rows) and rows[-1] >= ends[-1]):
             raise ValueError("it is cut short")
     except (OSError, ValueError, TypeError, pa.ArrowException) as error:
         raise InputError(
@@ -143,15 +143,16 @@ def _open(folder: Path, data: Sequence[str], fingerprint: str) -> Corpus:
             "at least two different ones are needed, one a line."
         )
     assert isinstance(rows.base, mmap.mmap)
-    return Corpus(dataset, dataset.select_columns("input_ids"), [mapped, rows.base], rows, counts, fingerprint)
+    firsts = ends - [len(batch) for batch in batches]
+    return Corpus(batches, firsts, rows, [mapped, rows.base], counts, fingerprint)
 
 
-def _read_heads(mapped: mmap.mmap) -> pa.Table:
-    """Return the table of an Arrow file, of which this reads no more than the head of each record batch."""
+def _read_heads(mapped: mmap.mmap) -> list[pa.RecordBatch]:
+    """Return the record batches of an Arrow file, of which this reads no more than the head of each."""
     batches: list[pa.RecordBatch] = []
     with pa.ipc.open_stream(pa.py_buffer(mapped)) as reader:
         for batch in reader:
             batches.append(batch)
             if len(batches) % READ_AT_ONCE == 0:
                 mapped.madvise(mmap.MADV_DONTNEED)
-        return pa.Table.from_batches(batches, reader.schema)
+    return batches
