@@ -8,6 +8,7 @@ from transformers import BertTokenizer
 
 from simcse_train.cache import cache_folder
 from simcse_train.data.batches import two_views
+from simcse_train.data.cache import CHUNK_SENTENCES
 from simcse_train.data.corpus import open_corpus
 from simcse_train.encoders.loading import load_encoder
 from simcse_train.encoders.tokenizer import MAX_CHARACTERS, SentenceTokenizer
@@ -95,6 +96,17 @@ def test_long_lines_and_millions_of_empty_ones_are_read(length: int, empty: int,
     assert (corpus.counts.lines, corpus.counts.empty, corpus.counts.cut) == (empty + 2, empty, 1)
     assert [len(row) for row in corpus.tokens(np.arange(2))] == [16, 4]
     assert [len(text) for text in corpus.texts(np.arange(2))] == [MAX_CHARACTERS, 5]  # enough for an error message
+
+
+def test_sentences_of_several_record_batches_are_read_in_any_order(tiny: Path, tmp_path: Path) -> None:
+    lines = [f"a man plays {number}" for number in range(2 * CHUNK_SENTENCES + 1)]
+    tokenizer = load_encoder(tiny).tokenizer
+    corpus = open_corpus([write(tmp_path / "x.txt", "\n".join(["", lines[0], *lines]))], None, tokenizer, 16)
+    chosen = np.array([2 * CHUNK_SENTENCES, CHUNK_SENTENCES - 1, CHUNK_SENTENCES - 2, CHUNK_SENTENCES, 0, 1, 0])
+    assert corpus.texts(chosen) == [lines[number] for number in chosen]
+    everyone = np.arange(len(lines))
+    assert corpus.texts(everyone) == lines
+    assert corpus.tokens(everyone) == tokenizer.tokenize(lines, 16)
 
 
 @pytest.mark.parametrize(
