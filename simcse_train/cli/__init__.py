@@ -21,7 +21,7 @@ from pydantic.fields import FieldInfo
 
 from simcse_train import launcher
 from simcse_train.cli import compare, encoders, runs, texts  # noqa: F401 (their commands register themselves)
-from simcse_train.cli.app import app, quiet, require_text
+from simcse_train.cli.app import app, quiet, require_path, require_text
 from simcse_train.config import TrainConfig, choices, make_config, option, read_settings
 from simcse_train.data.display import visible
 from simcse_train.errors import InputError, ProcessLost, SaveError, Stopped, TrainingError
@@ -71,6 +71,7 @@ def train_command(
         raise typer.Exit(WRONG_INPUT)
     try:
         if resume is not None:
+            require_path(resume, "--resume")
             quiet()
             from simcse_train.training.start import resume as resume_run
 

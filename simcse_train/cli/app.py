@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from simcse_train.data.files import find_files
+from simcse_train.errors import InputError
 
 EncoderArgument = Annotated[
     str, typer.Argument(metavar="ENCODER", help="An export, a run, a checkpoint, or a model's name.")
@@ -55,6 +57,12 @@ app = typer.Typer(
 def require_text(data: Iterable[str], option: str = "--data") -> None:
     """Raise `InputError` if a text is not there, before the seconds that importing and loading the encoder take."""
     find_files((entry for entry in data if entry != "-"), option)
+
+
+def require_path(path: Path, option: str) -> None:
+    """Raise `InputError` if a file or folder is not there, as early as `require_text` does."""
+    if not path.exists():
+        raise InputError(f"{option} {path}: there is no such file or folder. Check the path.")
 
 
 def quiet() -> None:

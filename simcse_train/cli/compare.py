@@ -15,6 +15,7 @@ from simcse_train.cli.app import (
     TextColumnOption,
     app,
     quiet,
+    require_path,
     require_text,
 )
 from simcse_train.cli.serving import PortOption, ServeOption, check_serve, serve_pages
@@ -66,6 +67,8 @@ def compare_command(
         if path is not None and path.suffix != ".jsonl":
             raise InputError(f"{option} {path} must end in .jsonl.")
     require_text(data)
+    if judge is not None:
+        require_path(judge, "--judge")
     quiet()
     from simcse_train.data.files import one_file
     from simcse_train.data.pairs import read_pairs

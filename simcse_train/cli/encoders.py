@@ -15,6 +15,7 @@ from simcse_train.cli.app import (
     TextColumnOption,
     app,
     quiet,
+    require_path,
     require_text,
 )
 from simcse_train.cli.serving import PortOption, ServeOption, check_serve, serve_pages
@@ -47,6 +48,7 @@ def evaluate_command(
         raise InputError("--encoding is for a file of pairs or labels, not for --tasks transfer. Leave it out.")
     if text_column is not None and label_column is None:
         raise InputError("--text-column is for labelled sentences: name the column of the labels with --label-column.")
+    require_path(data, "--data")
     quiet()
     from simcse_train import distributed
     from simcse_train.evaluation import labels, sts, transfer

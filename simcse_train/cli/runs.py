@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from simcse_train.cli.app import app, quiet
+from simcse_train.cli.app import app, quiet, require_path
 from simcse_train.errors import InputError
 
 
@@ -33,6 +33,8 @@ def export_command(
         raise InputError(f"{'--int8' if int8 else '--data'} is for --format onnx.")
     if checkpoint not in (None, "best", "last"):
         raise InputError(f"--checkpoint {checkpoint} must be best or last.")
+    if format != "onnx":
+        require_path(source, "RUN_OR_CHECKPOINT")
     quiet()
     from simcse_train.export import push as hub
 
@@ -58,6 +60,8 @@ def report_command(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN [RUN ...]", help="Run folders, finished or not.")],
 ) -> None:
     """Write a run, or several side by side, as one HTML page that opens offline."""
+    for run in runs:
+        require_path(run, "RUN")
     quiet()
     from simcse_train.report.page import write_report
 

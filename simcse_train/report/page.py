@@ -84,7 +84,7 @@ def render(summaries: Sequence[Summary]) -> str:
             summaries=summaries,
             one=summaries[0] if len(summaries) == 1 else None,
             measures=measures,
-            curves=[(name, Markup(plots.curves(summaries, name))) for name in measures],
+            curves=[(name, Markup(plots.curves(summaries, name))) for name in measures if has_curve(summaries, name)],
             plane=Markup(plots.plane(summaries)) if "uniformity" in measures else None,
             distributions=[(title, Markup(plots.distributions(*cosines, kind))) for kind, title in KINDS.items()]
             if cosines
@@ -95,6 +95,11 @@ def render(summaries: Sequence[Summary]) -> str:
             runs=plots.RUNS,
         )
     )
+
+
+def has_curve(summaries: Sequence[Summary], measure: str) -> bool:
+    """Return whether a run logged a measure more than once; what is measured before training alone has no curve."""
+    return any(len(summary.curve(measure)[0]) > 1 for summary in summaries)
 
 
 def settings_of(config: TrainConfig) -> dict[str, str]:
