@@ -87,7 +87,7 @@ def train_command(
             run = train(validated)
         from simcse_train.report.page import report_at_end
 
-        report_at_end(run.folder, run.encoder)
+        report_at_end(run.folder, run.seen)
     except KeyboardInterrupt as error:  # typer would turn it into a silent 130, whatever the signal
         number = getattr(error, "signal_number", signal.SIGINT)
         _exit(

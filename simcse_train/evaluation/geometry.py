@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
@@ -16,10 +17,25 @@ from simcse_train import distributed
 from simcse_train.encoders.encoder import Encoder
 from simcse_train.encoders.packing import pack
 from simcse_train.randomness import seeded
+from simcse_train.search.embeddings import embed_rows_together
 
 BATCH = 64  # sentences embedded at once
+VIEWED = 128  # sentences of which two views are embedded: alignment is a mean that needs no more
 NEIGHBOURS = 10
 RUNS = 4  # of k-means
+
+
+@dataclass(frozen=True)
+class Space:
+    """What an encoder makes of sentences; all rows have length 1."""
+
+    embeddings: Tensor  # (sentences, hidden), without dropout
+    views: tuple[Tensor, Tensor]  # (viewed, hidden) each, of some of the sentences
+
+
+def look(encoder: Encoder, rows: Sequence[Sequence[int]]) -> Space:
+    """Embed tokenised sentences, and two views of at most `VIEWED` of them; every process does its share."""
+    return Space(embed_rows_together(encoder, rows), embed_views(encoder, rows[:: -(-len(rows) // VIEWED)]))
 
 
 @torch.inference_mode()

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from simcse_train.config import TrainConfig
-from simcse_train.encoders.encoder import Encoder
 from simcse_train.errors import InputError, SaveError
 from simcse_train.report.html import make_environment
-from simcse_train.report.summary import Summary, summarise
+from simcse_train.report.summary import Seen, Summary, summarise
 from simcse_train.runs.atomic import write_text
 from simcse_train.runs.folder import CONFIG
 
@@ -37,30 +36,30 @@ def is_available() -> bool:
     return all(find_spec(name) is not None for name in ("jinja2", "matplotlib"))
 
 
-def write_report(runs: Sequence[Path], encoder: Encoder | None = None) -> Path:
+def write_report(runs: Sequence[Path], seen: Seen | None = None) -> Path:
     """Write the page of a run as RUN/report.html, or that of several runs as comparison.html in the first; return it.
 
-    `encoder` is that of a single run, if it is loaded already. Raises `InputError` if a folder is no run or the
-    libraries are missing, `SaveError` if the page cannot be written.
+    `seen` is what the encoders of a single run make of its held-out sentences, if that is known already. Raises
+    `InputError` if a folder is no run or the libraries are missing, `SaveError` if the page cannot be written.
     """
     if not is_available():
         raise InputError(f"The report needs jinja2 and matplotlib. Install them: {INSTALL}.")
-    summaries = [summarise(run, with_sentences=len(runs) == 1, encoder=encoder) for run in runs]
+    summaries = [summarise(run, with_sentences=len(runs) == 1, seen=seen) for run in runs]
     path = runs[0] / (PAGE if len(runs) == 1 else COMPARISON)
     write_text(path, render(summaries))
     return path
 
 
-def report_at_end(run: Path, encoder: Encoder | None = None) -> None:
+def report_at_end(run: Path, seen: Seen | None = None) -> None:
     """Write the page of a run that has just ended, and say where it is or why there is none; never raises.
 
-    `encoder` is the run's, if it is loaded already.
+    `seen` is as for `write_report`.
     """
     if not is_available():
         logger.info(f"For a report page: {INSTALL}, then simcse-train report {run}")
         return
     try:
-        logger.info(f"Report: {write_report([run], encoder)}")
+        logger.info(f"Report: {write_report([run], seen)}")
     except (InputError, SaveError) as error:
         logger.warning(f"The report page could not be written. {error}")
     except Exception as error:  # the encoder is trained and saved, and a page must not turn that into a failure

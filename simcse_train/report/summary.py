@@ -11,28 +11,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from simcse_train.config import TrainConfig, make_config, read_settings
 from simcse_train.data.batches import held_out_sentences
 from simcse_train.data.cache import Counts
 from simcse_train.data.corpus import open_corpus
-from simcse_train.encoders.encoder import Encoder
-from simcse_train.encoders.packing import pack
 from simcse_train.errors import InputError
+from simcse_train.evaluation.geometry import Space, look
 from simcse_train.export.folder import load_saved_encoder
-from simcse_train.randomness import seeded
 from simcse_train.report.verdict import judge, only_measures
 from simcse_train.runs.checkpoint import State, load_state
 from simcse_train.runs.folder import CONFIG, ENCODER, checkpoints
 from simcse_train.runs.metrics import read_metrics
 from simcse_train.runs.start import load_start
-from simcse_train.search.embeddings import embed_rows
 from simcse_train.search.index import nearest
 
 SHOWN = 20  # held-out sentences whose neighbours are shown
 NEIGHBOURS = 5
-VIEWED = 64  # held-out sentences of which two views are drawn
 LOGGED_ONLY = ("step", "epoch", "learning_rate", "sentences_per_second")  # of a line in metrics.jsonl, no measures
 
 
@@ -69,6 +64,15 @@ class Cosines:
 
 
 @dataclass(frozen=True)
+class Seen:
+    """The held-out sentences of a run, and what its encoders before and after training make of them."""
+
+    counts: Counts  # of the whole text
+    texts: Sequence[str]
+    spaces: tuple[Space, Space] | None  # None where there is no encoder after training yet
+
+
+@dataclass(frozen=True)
 class Summary:
     """A run as a report shows it; what could not be computed is None or empty, and `missing` says why."""
 
@@ -98,10 +102,10 @@ class Summary:
         return sorted((name for name in names if name not in LOGGED_ONLY), key=lambda name: (name != "loss", name))
 
 
-def summarise(run: Path, *, with_sentences: bool = True, encoder: Encoder | None = None) -> Summary:
+def summarise(run: Path, *, with_sentences: bool = True, seen: Seen | None = None) -> Summary:
     """Return what a report shows of a run, finished or not; without its sentences where only its curves are needed.
 
-    `encoder` is the run's, if it is loaded already. Raises `InputError` if the folder is no run.
+    `seen` is computed where it is not given. Raises `InputError` if the folder is no run.
     """
     if not (run / CONFIG).is_file():
         raise InputError(f"{run} is not a run: there is no {CONFIG} in it. Give the folder that simcse-train wrote.")
@@ -111,13 +115,15 @@ def summarise(run: Path, *, with_sentences: bool = True, encoder: Encoder | None
     step = state.step if state else 0
     measured = {line["step"]: line for line in lines if "uniformity" in line}
     before, after = (only_measures(measured.get(which, {})) for which in (0, step))
-    counts, held_out, cosines, missing = None, 0, None, None
-    examples: list[Example] = []
-    if with_sentences and config.data:
+    missing = None
+    if with_sentences and config.data and seen is None:
         try:
-            counts, held_out, cosines, examples = _look(run, config, state, encoder)
+            seen = _look(run, config, state)
         except InputError as error:
             missing = str(error)
+    cosines, examples = (
+        _compare(seen.texts, *seen.spaces) if seen is not None and seen.spaces is not None else (None, [])
+    )
     return Summary(
         run=run,
         config=config,
@@ -128,8 +134,8 @@ def summarise(run: Path, *, with_sentences: bool = True, encoder: Encoder | None
         verdict=str(judge(before, after)),
         before=before,
         after=after,
-        counts=counts,
-        held_out=held_out,
+        counts=seen.counts if seen is not None else None,
+        held_out=len(seen.texts) if seen is not None else 0,
         cosines=cosines,
         examples=examples,
         missing=missing,
@@ -149,55 +155,41 @@ def _state(run: Path) -> State | None:
     return None
 
 
-def _look(
-    run: Path, config: TrainConfig, state: State | None, encoder: Encoder | None
-) -> tuple[Counts, int, tuple[Cosines, Cosines] | None, list[Example]]:
-    """Return the text's counts, the number of held-out sentences, and how both encoders see them."""
+def _look(run: Path, config: TrainConfig, state: State | None) -> Seen:
+    """Embed the held-out sentences by the encoders before and after training."""
     start = load_start(run, config)
-    expected = state.corpus if state else None
     corpus = open_corpus(
         config.data,
         config.text_column,
         start.tokenizer,
         config.max_length,
-        expected=expected,
+        expected=state.corpus if state else None,
         encoding=config.encoding,
     )
     numbers = held_out_sentences(len(corpus))
     if state is None or len(numbers) < 2:
-        return corpus.counts, len(numbers), None, []
-    end = encoder or load_saved_encoder(str(run), pooling=config.pooling)
-    texts, rows = corpus.texts(numbers), corpus.tokens(numbers)
-    spaces = [embed_rows(encoder, rows) for encoder in (start, end)]  # (sentences, hidden), before and after
-    found = [_neighbours(space) for space in spaces]
-    views = _viewed(len(rows))
-    cosines = [
-        Cosines(_views(encoder, [rows[i] for i in views]), nearest_ones[0][:, 0].numpy(), _random(space))
-        for encoder, space, nearest_ones in zip((start, end), spaces, found, strict=True)
-    ]
-    examples = _examples(texts, found[0], found[1])
-    return corpus.counts, len(numbers), (cosines[0], cosines[1]), examples
+        return Seen(corpus.counts, corpus.texts(numbers), None)
+    end = load_saved_encoder(str(run), pooling=config.pooling)
+    rows = corpus.tokens(numbers)
+    return Seen(corpus.counts, corpus.texts(numbers), (look(start, rows), look(end, rows)))
+
+
+def _compare(texts: Sequence[str], before: Space, after: Space) -> tuple[tuple[Cosines, Cosines], list[Example]]:
+    """Return the cosines in both spaces, and the sentences that are shown with their neighbours."""
+    found = [_neighbours(space.embeddings) for space in (before, after)]
+    cosines = [_cosines(space, cosines) for space, (cosines, _) in zip((before, after), found, strict=True)]
+    return (cosines[0], cosines[1]), _examples(texts, found[0], found[1])
+
+
+def _cosines(space: Space, of_neighbours: Tensor) -> Cosines:
+    first, second = space.views
+    return Cosines((first * second).sum(1).cpu().numpy(), of_neighbours[:, 0].cpu().numpy(), _random(space.embeddings))
 
 
 def _neighbours(space: Tensor) -> tuple[Tensor, Tensor]:
     """Return cosines and numbers (sentences, five) of each sentence's nearest others."""
     own = torch.arange(len(space))
     return nearest(space, space, min(NEIGHBOURS, len(space) - 1), exclude=own)
-
-
-def _viewed(sentences: int) -> NDArray[np.int64]:
-    return np.unique(np.linspace(0, sentences - 1, min(VIEWED, sentences), dtype=np.int64))
-
-
-@torch.inference_mode()
-def _views(encoder: Encoder, rows: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-    """Return the cosines (sentences,) of two views of each sentence, without the head; the noise is always the same."""
-    encoder.train()
-    with seeded(0):
-        first, second = (normalize(encoder.embed(*pack(rows, encoder.device))) for _ in range(2))
-    encoder.eval()
-    cosines: NDArray[np.float32] = (first * second).sum(1).cpu().numpy()
-    return cosines
 
 
 def _random(space: Tensor) -> NDArray[np.float32]:

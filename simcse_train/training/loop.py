@@ -32,6 +32,7 @@ from simcse_train.errors import InputError, Stopped, TrainingError
 from simcse_train.objectives.infonce import InfoNCE
 from simcse_train.objectives.registry import make_objective
 from simcse_train.randomness import seeded
+from simcse_train.report.summary import Seen
 from simcse_train.runs.checkpoint import State, load_objective_state, load_optimizer, prune, save_checkpoint
 from simcse_train.runs.folder import checkpoint_path, checkpoints
 from simcse_train.runs.start import load_start
@@ -180,6 +181,13 @@ class Trainer:
             processes=distributed.world_size(),
             order=self.batches.order_version,
         )
+
+    def seen(self, step: int) -> Seen | None:
+        """Return the held-out sentences as the encoders before training and of the best `step` see them, if known."""
+        spaces = self.monitor.spaces(step)
+        if self.corpus is None or spaces is None or not len(self.batches.held_out):
+            return None
+        return Seen(self.corpus.counts, self.corpus.texts(self.batches.held_out), spaces)
 
     def restore(self, checkpoint: Path, state: State) -> None:
         """Continue from the state of a checkpoint; raises `InputError` if it does not fit the settings."""

@@ -17,9 +17,10 @@ from simcse_train.data.pairs import Pair
 from simcse_train.encoders.encoder import Encoder
 from simcse_train.evaluation.diagnosis import diagnose
 from simcse_train.evaluation.geometry import (
+    Space,
     alignment,
     cluster_agreement,
-    embed_views,
+    look,
     nearest_rows,
     neighbour_contrast,
     neighbours_kept,
@@ -28,9 +29,7 @@ from simcse_train.evaluation.geometry import (
 from simcse_train.evaluation.sts import similarity_score
 from simcse_train.report.verdict import Outcome, describe, judge
 from simcse_train.runs.metrics import log_metrics, read_metrics
-from simcse_train.search.embeddings import embed_rows, embed_rows_together
-
-VIEWED = 128  # sentences of which two views are embedded: alignment is a mean that needs no more
+from simcse_train.search.embeddings import embed_rows
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +66,7 @@ class Monitor:
         self.without_improvement = 0  # evaluations in a row
         self._before: dict[str, Any] = {}  # what was measured at step 0
         self._nearest: Tensor | None = None  # (sentences, 10): nearest sentences at step 0
+        self._spaces: dict[int, Space] = {}  # at step 0 and the best step, as far as this process has measured them
         self._warned = False
         self._losses: list[float] = []  # since the last logged line
         self._sentences, self._seconds = 0, 0.0
@@ -103,30 +103,31 @@ class Monitor:
 
         All processes embed, each a share; the main process measures, logs and knows the best.
         """
-        embeddings = embed_rows_together(self.encoder, self.measured)  # (sentences, hidden)
-        views = embed_views(self.encoder, self.measured[:: -(-len(self.measured) // VIEWED)])
+        space = look(self.encoder, self.measured)
         score = similarity_score(self.encoder, self.pairs) if self.pairs is not None else None
         if not self._is_main:
             return False
-        nearest = nearest_rows(embeddings)
+        nearest = nearest_rows(space.embeddings)
         if step == 0:
             self._nearest = nearest
         record: dict[str, Any] = {
             **(logged or {}),
-            "alignment": alignment(*views),
-            "uniformity": uniformity(embeddings),
-            "cluster_agreement": cluster_agreement(embeddings),
+            "alignment": alignment(*space.views),
+            "uniformity": uniformity(space.embeddings),
+            "cluster_agreement": cluster_agreement(space.embeddings),
         }
         if self._nearest is not None:
             record["neighbours_kept"] = neighbours_kept(self._nearest, nearest)
-            record["neighbour_contrast"] = neighbour_contrast(embeddings, self._nearest)
+            record["neighbour_contrast"] = neighbour_contrast(space.embeddings, self._nearest)
         if self.pairs is not None:
             record["score"] = score
         if step == 0:
-            record["hardest_negative"] = diagnose(embeddings).hardest_negative  # says what kind of text it is
+            record["hardest_negative"] = diagnose(space.embeddings).hardest_negative  # says what kind of text it is
             self._before = record
         log_metrics(self.run, step, record)
         improved = self._choose(step, record)
+        if improved:
+            self._spaces = {measured: kept for measured, kept in self._spaces.items() if measured == 0} | {step: space}
         loss = f"loss {record['loss']:.4f}  " if "loss" in record else ""
         logger.info(f"step {step:>6}  {loss}{describe(record)}" + ("  best so far" if improved and self.pairs else ""))
         return improved and step > 0
@@ -137,6 +138,11 @@ class Monitor:
         self._before = next((line for line in read_metrics(self.run) if line["step"] == 0), {})
         if start is not None:
             self._nearest = nearest_rows(embed_rows(start, self.measured))
+
+    def spaces(self, step: int) -> tuple[Space, Space] | None:
+        """Return what the encoders before training and at the best `step` make of what is measured, if it is known."""
+        found = self._spaces
+        return (found[0], found[step]) if 0 in found and step in found else None
 
     @property
     def is_out_of_patience(self) -> bool:

@@ -20,6 +20,7 @@ from simcse_train.encoders.loading import load_encoder
 from simcse_train.errors import InputError, TrainingError
 from simcse_train.export.folder import load_chosen, write_export
 from simcse_train.objectives.registry import make_objective
+from simcse_train.report.summary import Seen
 from simcse_train.report.verdict import announcement, describe, judge, only_measures
 from simcse_train.runs.atomic import write_text
 from simcse_train.runs.checkpoint import find_checkpoint, load_checkpoint_encoder, load_state, run_to_resume
@@ -59,12 +60,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its folder, its encoder, and what was measured before and after training."""
+    """A finished run: its folder, its encoder, what was measured before and after training, and what a report shows."""
 
     folder: Path
     encoder: Encoder
     before: Mapping[str, float]
     after: Mapping[str, float]
+    seen: Seen | None = None  # where it is known without embedding again
 
 
 def train(config: TrainConfig, encoder: Encoder | None = None) -> Run:
@@ -292,4 +294,4 @@ def finish(trainer: Trainer) -> Run:
         logger.info(f"Training did not help here. Encoder: {run / ENCODER}, the one you started with.")
     else:
         logger.info(f"Encoder: {run / ENCODER} (step {state.step}), ready for SentenceTransformer or AutoModel.")
-    return Run(run, encoder, before, after)
+    return Run(run, encoder, before, after, trainer.seen(state.step))

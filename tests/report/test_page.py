@@ -5,11 +5,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from simcse_train import TrainConfig, train
 from simcse_train.data.batches import held_out_sentences
 from simcse_train.errors import InputError
+from simcse_train.evaluation.geometry import alignment
 from simcse_train.report import page
 from simcse_train.report.page import report_at_end, write_report
 from simcse_train.report.summary import summarise
@@ -39,6 +42,36 @@ def hostile_run(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = train(config).folder
     report_at_end(run)
     return run
+
+
+def test_what_a_run_has_seen_is_what_its_folder_shows(tiny: Path, tmp_path: Path) -> None:
+    config = TrainConfig(
+        data=[str(EXAMPLES / "sentences.txt")],
+        model=str(tiny),
+        output=str(tmp_path / "run"),
+        batch_size=16,
+        max_steps=4,
+        eval_every=2,
+    )
+    run = train(config)
+    assert run.seen is not None
+    assert run.seen.spaces is not None
+    known, read = summarise(run.folder, seen=run.seen), summarise(run.folder)
+    assert known.cosines is not None
+    assert read.cosines is not None
+    for one, other in zip(known.cosines, read.cosines, strict=True):
+        for kind in ("views", "nearest", "random"):
+            np.testing.assert_allclose(getattr(one, kind), getattr(other, kind), atol=1e-6)
+    assert known.counts == read.counts
+    assert known.held_out == read.held_out > 100
+    assert [[n.text for n in e.after] for e in known.examples] == [[n.text for n in e.after] for e in read.examples]
+    assert [e.changes for e in known.examples] == [e.changes for e in read.examples]
+    assert known.after == read.after
+    before, after = run.seen.spaces
+    assert known.after["alignment"] == pytest.approx(alignment(*after.views), abs=1e-6)
+    assert known.before["alignment"] == pytest.approx(alignment(*before.views), abs=1e-6)
+    assert known.step == 4
+    assert not torch.equal(after.embeddings, before.embeddings)
 
 
 def test_the_page_opens_in_a_browser_without_errors_scripts_or_requests(browser: Any, hostile_run: Path) -> None:
