@@ -12,6 +12,7 @@ from huggingface_hub import ModelCard
 from yaml import YAMLError
 
 from simcse_train.config import STARTER, TrainConfig
+from simcse_train.data import hub
 from simcse_train.data.display import shown
 from simcse_train.encoders.encoder import Encoder, dropout_settings
 from simcse_train.encoders.sources import Source
@@ -62,8 +63,9 @@ def as_code(text: str) -> str:
 
 
 def _text(config: TrainConfig, counts: Mapping[str, int] | None) -> str:
-    """Return which files were learned from, and what became of their lines."""
-    names = ", ".join(as_code(Path(entry).name) for entry in [*config.data, *filter(None, [config.pairs])])
+    """Return which files were learned from, without their folders, and what became of their lines."""
+    entries = [*config.data, *filter(None, [config.pairs])]
+    names = ", ".join(as_code(entry if entry.startswith(hub.PREFIX) else Path(entry).name) for entry in entries)
     if counts is None:
         return names
     lines, empty, duplicates, cut = (f"{counts[key]:,}" for key in ("lines", "empty", "duplicates", "cut"))
