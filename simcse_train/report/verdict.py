@@ -30,6 +30,7 @@ OF_THE_TEXT = ("hardest_negative",)
 LOST_NEIGHBOURS = 0.6  # fewer neighbours kept than this in a narrow text: the encoder forgot what it knew
 LOST_EVERYWHERE = 0.35  # the same for a general text, where few sentences have close neighbours to lose
 LOST_CONTRAST = -0.05  # relative change of the contrast from which neighbours in a narrow text are lost in the crowd
+RISEN_CONTRAST = 0.02  # the same from which topics are learned in a general text, which costs what else sentences say
 GAINED_CONTRAST = 0.1  # the same from which the topics of a text that has some are clearer
 LOST_ALIGNMENT = 0.4  # two views of a sentence have a cosine below 0.8: dropout alone makes them unlike
 RISEN_ALIGNMENT = 0.2  # with more dropout than usual, alignment is high before training too
@@ -62,8 +63,9 @@ def judge(before: Mapping[str, float], after: Mapping[str, float]) -> Verdict:
 
     Without labels the verdict is about an encoder that was good before. In a narrow text it says whether the
     neighbourhoods that the encoder saw were lost, kept or sharpened; in a general text whether sentences are spread
-    more evenly while two views of one stay close, which goes with a better score (Wang & Isola 2020, section 4). A
-    plain language model can be seen to be ruined, but only labels can tell whether it became good.
+    more evenly while two views of one stay close, which goes with a better score (Wang & Isola 2020, section 4), and
+    neighbours did not come closer, which goes with a worse one (docs/questions.md). A plain language model can be seen
+    to be ruined, but only labels can tell whether it became good.
     """
     if "score" in before and "score" in after:
         return _judge_score(after["score"] - before["score"])
@@ -92,14 +94,15 @@ def judge(before: Mapping[str, float], after: Mapping[str, float]) -> Verdict:
             Outcome.HARMED,
             f"Only {kept:.0%} of the ten nearest neighbours of a sentence are the same as before training",
         )
-    if general and before["uniformity"] - after["uniformity"] > GAINED_UNIFORMITY and alignment < KEPT_ALIGNMENT:
+    had = before["neighbour_contrast"]  # 0 where there are too few sentences to have neighbours and others
+    contrast = after["neighbour_contrast"] / had - 1 if had else 0.0
+    spread = before["uniformity"] - after["uniformity"] > GAINED_UNIFORMITY
+    if general and spread and alignment < KEPT_ALIGNMENT and contrast < RISEN_CONTRAST:
         return Verdict(
             Outcome.HELPED,
             f"The text is general, and its sentences are spread more evenly while two views of one stay close: "
             f"{uniformity}, alignment from {before['alignment']:.2f} to {after['alignment']:.2f}",
         )
-    had = before["neighbour_contrast"]  # 0 where there are too few sentences to have neighbours and others
-    contrast = after["neighbour_contrast"] / had - 1 if had else 0.0
     changed = f"the contrast of a sentence's nearest neighbours with all others changed by {contrast:+.0%}"
     if not general and contrast < LOST_CONTRAST:
         return Verdict(Outcome.HARMED, f"Similar sentences were pushed apart: {changed}")

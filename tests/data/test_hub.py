@@ -116,6 +116,10 @@ def test_a_text_on_the_hub_is_trained_on_and_the_run_goes_on_without_it(tiny: Pa
     assert longer.returncode == 0, longer.stderr
     assert f"{pinned}: the hub can't be asked (" in longer.stdout + longer.stderr
     assert "Using what was downloaded before." in longer.stdout + longer.stderr
+    unpinned = simcse_train(
+        endpoint, tmp_path / "home", "--data", "hf://datasets/someone/tiny", *settings[:2], "--max-steps", 1
+    )
+    assert unpinned.returncode == 0, unpinned.stderr
     never = simcse_train(endpoint, tmp_path / "elsewhere", "--data", "hf://datasets/someone/tiny")
     assert never.returncode == 2
     assert (

@@ -55,6 +55,9 @@ def after(**changes: float) -> dict[str, float]:
         (GENERAL, after(uniformity=-3.1, neighbours_kept=0.44, neighbour_contrast=0.3), Outcome.HELPED),
         (GENERAL, after(uniformity=-3.1, alignment=0.21), Outcome.UNCLEAR),
         (GENERAL, after(uniformity=-3.02), Outcome.UNCLEAR),
+        # Where its neighbours come closer, topics are learned at the price of the rest.
+        (GENERAL, after(uniformity=-3.1, neighbour_contrast=0.505), Outcome.HELPED),
+        (GENERAL, after(uniformity=-3.1, neighbour_contrast=0.515), Outcome.UNCLEAR),
         (after(cluster_agreement=0.2), after(uniformity=-3.1), Outcome.UNCLEAR),
         # Labelled pairs decide where there are any.
         (after(score=70.0), after(score=70.9, neighbours_kept=0.1), Outcome.HELPED),
