@@ -40,7 +40,7 @@ def parquet() -> bytes:
         ("p.tsv", b"4.5\ta man, old\tthe man\n0.5\ta cat\tguitar\n"),
         ("p.txt", b"x-1||a man, old||the man||4.5\nx-2||a cat||guitar||0.5\n"),
         ("p.txt", "sentence1\tsentence2\tscore\na man, old\tthe man\t4.5\na cat\tguitar\t0.5\n".encode("utf-16")),
-        ("p.tsv.gz", gzip.compress(b"a man, old\tthe man\t4.5\na cat\tguitar\t0.5\n")),
+        ("p.tsv.gz", gzip.compress(b"a man, old\tthe man\t4.5\na cat\tguitar\t0.5\n", mtime=0)),
         ("p.parquet", parquet()),
         ("p.json", json.dumps([dict(zip(["query", "positive", "label"], row, strict=True)) for row in ROWS]).encode()),
         ("p.jsonl", b'{"s1": "a man, old", "s2": "the man", "score": "4.5"}\n'
