@@ -27,9 +27,11 @@ def keep_start(run: Path, encoder: Encoder) -> None:
 def load_start(run: Path, config: TrainConfig) -> Encoder:
     """Return the encoder that a run started from, frozen: its copy in the run folder, else the model itself.
 
+    It has the run's dropout, so that its views compare with those of the trained encoder.
     Raises `InputError` if the copy is damaged, or if there is none and the model cannot be loaded.
     """
-    return load_encoder(source_of_start(run, config), pooling=config.pooling).eval().requires_grad_(False)
+    encoder = load_encoder(source_of_start(run, config), pooling=config.pooling, dropout=config.dropout)
+    return encoder.eval().requires_grad_(False)
 
 
 def source_of_start(run: Path, config: TrainConfig) -> str:

@@ -52,6 +52,7 @@ def test_what_a_run_has_seen_is_what_its_folder_shows(tiny: Path, tmp_path: Path
         batch_size=16,
         max_steps=4,
         eval_every=2,
+        dropout=0.3,  # not the model's own: the views before training have it too
     )
     run = train(config)
     assert run.seen is not None
