@@ -39,7 +39,7 @@ def find_files(data: Iterable[str], option: str = "--data") -> list[Path]:
                 matches = glob.glob(str(path), recursive=True)  # noqa: PTH207 (also absolute patterns)
                 files = sorted(Path(match) for match in matches if Path(match).is_file())
                 hint = "there is no such file"
-                if len(path.parts) == 2 and not path.suffix:
+                if option == "--data" and len(path.parts) == 2 and not path.suffix:
                     hint += f", and a text on the Hugging Face hub is named {hub.PREFIX}datasets/{entry}"
         except (OSError, ValueError) as error:
             raise InputError(f"{option} {entry}: {error}. Check the path.") from None

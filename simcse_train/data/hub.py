@@ -82,6 +82,8 @@ def _choose(names: Sequence[str], pattern: str | None, holder: str) -> list[str]
 
 def _parse(entry: str, option: str) -> tuple[str, str | None, str | None]:
     """Return the name of a data set, its revision and the pattern of its files."""
+    if option != "--data":
+        raise InputError(f"{option} {entry}: only --data takes a text of the hub. Download it, and name the file.")
     kind, _, rest = entry.removeprefix(PREFIX).partition("/")
     owner, name, pattern = (*rest.split("/", 2), "", "")[:3]
     name, _, revision = name.partition("@")

@@ -27,7 +27,7 @@ RUNS = 4  # of k-means
 
 @dataclass(frozen=True)
 class Space:
-    """What an encoder makes of sentences; all rows have length 1."""
+    """What an encoder makes of sentences, on the CPU; all rows have length 1."""
 
     embeddings: Tensor  # (sentences, hidden), without dropout
     views: tuple[Tensor, Tensor]  # (viewed, hidden) each, of some of the sentences
@@ -35,7 +35,8 @@ class Space:
 
 def look(encoder: Encoder, rows: Sequence[Sequence[int]]) -> Space:
     """Embed tokenised sentences, and two views of at most `VIEWED` of them; every process does its share."""
-    return Space(embed_rows_together(encoder, rows), embed_views(encoder, rows[:: -(-len(rows) // VIEWED)]))
+    first, second = embed_views(encoder, rows[:: -(-len(rows) // VIEWED)])
+    return Space(embed_rows_together(encoder, rows).cpu(), (first.cpu(), second.cpu()))
 
 
 @torch.inference_mode()

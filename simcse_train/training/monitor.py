@@ -137,7 +137,7 @@ class Monitor:
         self.best, self.without_improvement = best, without_improvement
         self._before = next((line for line in read_metrics(self.run) if line["step"] == 0), {})
         if start is not None:
-            self._nearest = nearest_rows(embed_rows(start, self.measured))
+            self._nearest = nearest_rows(embed_rows(start, self.measured).cpu())
 
     def spaces(self, step: int) -> tuple[Space, Space] | None:
         """Return what the encoders before training and at the best `step` make of what is measured, if it is known."""

@@ -108,6 +108,11 @@ def test_a_text_on_the_hub_is_trained_on_and_the_run_goes_on_without_it(tiny: Pa
             refused = simcse_train(endpoint, tmp_path / "home", "--data", name)
             assert refused.returncode == 2
             assert message in refused.stderr
+        beside = ["--data", __file__, "--eval", "hf://datasets/someone/tiny"]
+        for arguments in (beside, ["encode", tiny, "hf://datasets/someone/tiny", tmp_path / "x.npy"]):
+            refused = simcse_train(endpoint, tmp_path / "home", *arguments)
+            assert refused.returncode == 2
+            assert "hf://datasets/someone/tiny: only --data takes a text of the hub. Download it" in refused.stderr
     # The settings name the revision, so that the run stays one of the same text when the data set changes.
     pinned = f"hf://datasets/someone/tiny@{REVISION}"
     assert make_config(read_settings(run / "config.yaml")).data == [pinned]
