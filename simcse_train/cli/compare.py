@@ -32,7 +32,9 @@ KEYS: dict[str, Side] = {"1": "left", "2": "right", "b": "both", "n": "neither"}
 def compare_command(
     old: EncoderArgument,
     new: Annotated[str, typer.Argument(metavar="NEW", help="The encoder to compare it with.")],
-    data: Annotated[list[str], typer.Option(metavar="PATH", help="Text: file, folder or glob.")],
+    data: Annotated[
+        list[str], typer.Option(metavar="PATH", help="Text: file, folder, glob or hf://datasets/OWNER/NAME.")
+    ],
     text_column: TextColumnOption = None,
     encoding: EncodingOption = None,
     questions: Annotated[

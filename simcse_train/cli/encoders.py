@@ -21,7 +21,9 @@ from simcse_train.cli.app import (
 from simcse_train.cli.serving import PortOption, ServeOption, check_serve, serve_pages
 from simcse_train.errors import InputError
 
-SearchedText = Annotated[list[str], typer.Option(metavar="PATH", help="Text to search: file, folder or glob.")]
+SearchedText = Annotated[
+    list[str], typer.Option(metavar="PATH", help="Text to search: file, folder, glob or hf://datasets/OWNER/NAME.")
+]
 
 
 @app.command("evaluate")

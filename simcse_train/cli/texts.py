@@ -14,7 +14,9 @@ _DEFAULTS = {name: field.default for name, field in TrainConfig.model_fields.ite
 
 @app.command("inspect")
 def inspect_command(
-    data: Annotated[list[str], typer.Option(metavar="PATH", help="Text: file, folder or glob.")],
+    data: Annotated[
+        list[str], typer.Option(metavar="PATH", help="Text: file, folder, glob or hf://datasets/OWNER/NAME.")
+    ],
     model: Annotated[str, typer.Option(metavar="NAME_OR_PATH", help="Encoder to look at the text with.")] = STARTER,
     text_column: TextColumnOption = None,
     encoding: EncodingOption = None,

@@ -53,18 +53,18 @@ def download(entry: str, option: str = "--data") -> Download:
         ) from None
     except Exception as error:  # whatever keeps the hub from answering: no network, a proxy, offline mode
         folder, names = _downloaded_before(entry, option, name, revision, _reason(error))
-        chosen = _choose(names, pattern, f"{option} {entry}: what was downloaded before of {name}")
+        chosen = _select_some(names, pattern, f"{option} {entry}: what was downloaded before of {name}")
     else:
         names = [file.rfilename for file in found.siblings or []]
-        chosen = _choose(names, pattern, f"{option} {entry}: the data set {name}")
-        folder = _download(entry, option, name, revision, chosen)
+        chosen = _select_some(names, pattern, f"{option} {entry}: the data set {name}")
+        folder = _fetch(entry, option, name, revision, chosen)
     number = f"{len(chosen)} files, such as " if len(chosen) > 1 else ""
     logger.info(f"{entry}: {number}{chosen[0]}.")
     pinned = f"{PREFIX}datasets/{name}@{folder.name}" + (f"/{pattern}" if pattern else "")
     return Download(pinned, tuple(folder / file for file in chosen))
 
 
-def choose(names: Sequence[str], pattern: str | None) -> list[str]:
+def select(names: Sequence[str], pattern: str | None) -> list[str]:
     """Return which files of a data set are read: those that match the pattern, or the training part of the text."""
     if pattern is not None:
         return sorted(name for name in names if fnmatch.fnmatchcase(name, pattern))
@@ -73,8 +73,8 @@ def choose(names: Sequence[str], pattern: str | None) -> list[str]:
     return [name for name in texts if any(part.startswith(TRAINING) for part in parts[name])] or texts
 
 
-def _choose(names: Sequence[str], pattern: str | None, holder: str) -> list[str]:
-    if chosen := choose(names, pattern):
+def _select_some(names: Sequence[str], pattern: str | None, holder: str) -> list[str]:
+    if chosen := select(names, pattern):
         return chosen
     wanted = f"no file that matches {pattern}" if pattern else "no file of text that can be read here"
     raise InputError(f"{holder} holds {wanted}. Give {FORM}.")
@@ -92,7 +92,7 @@ def _parse(entry: str, option: str) -> tuple[str, str | None, str | None]:
     return f"{owner}/{name}", revision or None, pattern or None
 
 
-def _download(entry: str, option: str, name: str, revision: str | None, files: list[str]) -> Path:
+def _fetch(entry: str, option: str, name: str, revision: str | None, files: list[str]) -> Path:
     """Download files of a data set; return the folder that they are in."""
     from huggingface_hub import snapshot_download
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from simcse_train.config import make_config, read_settings
-from simcse_train.data.hub import choose
+from simcse_train.data.hub import select
 
 REVISION = "a" * 40
 LINES = [f"a man plays the guitar {number}" for number in range(20)]
@@ -146,4 +146,4 @@ def test_a_text_on_the_hub_is_trained_on_and_the_run_goes_on_without_it(tiny: Pa
 def test_the_training_part_is_read_unless_a_pattern_names_other_files(
     names: list[str], pattern: str | None, chosen: list[str]
 ) -> None:
-    assert choose(names, pattern) == chosen
+    assert select(names, pattern) == chosen
