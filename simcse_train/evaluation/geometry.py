@@ -8,8 +8,6 @@ from itertools import combinations
 
 import numpy as np
 import torch
-from sklearn.cluster import KMeans
-from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -33,10 +31,15 @@ class Space:
     views: tuple[Tensor, Tensor]  # (viewed, hidden) each, of some of the sentences
 
 
-def look(encoder: Encoder, rows: Sequence[Sequence[int]]) -> Space:
-    """Embed tokenised sentences, and two views of at most `VIEWED` of them; every process does its share."""
+def look(encoder: Encoder, rows: Sequence[Sequence[int]], embeddings: Tensor | None = None) -> Space:
+    """Embed tokenised sentences, and two views of at most `VIEWED` of them; every process does its share.
+
+    `embeddings` (rows, hidden) are those of the sentences, if they are known.
+    """
     first, second = embed_views(encoder, rows[:: -(-len(rows) // VIEWED)])
-    return Space(embed_rows_together(encoder, rows).cpu(), (first.cpu(), second.cpu()))
+    if embeddings is None:
+        embeddings = embed_rows_together(encoder, rows)
+    return Space(embeddings.cpu(), (first.cpu(), second.cpu()))
 
 
 @torch.inference_mode()
@@ -107,6 +110,9 @@ def cluster_agreement(embeddings: Tensor) -> float:
     embeddings: (rows, hidden), normalised. There are 25 clusters for 512 rows. It is high where the text falls into
     topics that the encoder sees, and training that destroys topics lowers it.
     """
+    from sklearn.cluster import KMeans  # its import takes a second, which what only exports or lists need not wait for
+    from sklearn.metrics import adjusted_rand_score
+
     clusters = max(2, len(embeddings) // 20)
     points = embeddings.float().cpu().numpy()
     runs = [KMeans(clusters, n_init=1, max_iter=50, random_state=seed).fit_predict(points) for seed in range(RUNS)]

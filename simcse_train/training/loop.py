@@ -60,8 +60,13 @@ class Trainer:
         pairs: list[Pair] | None,
         order_version: int = LATEST,
         kernels: str = "",
+        before: Tensor | None = None,
     ) -> None:
-        """`order_version` and `kernels` are those of the checkpoint from which a run goes on."""
+        """Prepare a run at step 0.
+
+        `order_version` and `kernels` are those of the checkpoint from which a run goes on; `before` (sentences, hidden)
+        are the embeddings of what is measured, where a new run knows them already.
+        """
         self.run, self.config, self.corpus, self.pairs = run, config, corpus, pairs
         self.training_pairs = training_pairs
         self.accelerator = _accelerator(config)
@@ -80,7 +85,7 @@ class Trainer:
         self.teachers = Teachers(run, config, encoder, self.batches, named, self.objective, self.accelerator.autocast)
         self.total = total_steps(config, self.batches)
         self.step = 0  # steps that are done
-        self.monitor = Monitor(run, config, encoder, self.batches.measured(), pairs, self.total)
+        self.monitor = Monitor(run, config, encoder, self.batches.measured(), pairs, self.total, before)
         self._saved_at = time.monotonic()
 
     def fit(self, stop: StopRequests) -> None:

@@ -59,9 +59,11 @@ class Monitor:
         measured: Sequence[Sequence[int]],
         pairs: list[Pair] | None,
         total: int,
+        before: Tensor | None = None,
     ) -> None:
+        """Measure `measured`, token ids of sentences; `before` are their embeddings at step 0, where they are known."""
         self.run, self.config, self.encoder, self.pairs, self.total = run, config, encoder, pairs, total
-        self.measured = measured  # token ids of the sentences that are measured
+        self.measured, self._embedded_before = measured, before
         self.best: Best | None = None
         self.without_improvement = 0  # evaluations in a row
         self._before: dict[str, Any] = {}  # what was measured at step 0
@@ -103,7 +105,7 @@ class Monitor:
 
         All processes embed, each a share; the main process measures, logs and knows the best.
         """
-        space = look(self.encoder, self.measured)
+        space = look(self.encoder, self.measured, self._embedded_before if step == 0 else None)
         score = similarity_score(self.encoder, self.pairs) if self.pairs is not None else None
         if not self._is_main:
             return False

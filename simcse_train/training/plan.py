@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import transformers
+from torch import Tensor
 
 from simcse_train import distributed, launcher
 from simcse_train.config import STARTER, TrainConfig, choices, make_config, option
@@ -20,14 +21,13 @@ from simcse_train.data.corpus import Corpus
 from simcse_train.data.order import LATEST
 from simcse_train.data.training_pairs import TrainingPairs
 from simcse_train.data.views import Repetition
-from simcse_train.encoders.compiled.acceptance import use_kernels
-from simcse_train.encoders.compiled.library import library
+from simcse_train.encoders.compiled.acceptance import obstacle, use_kernels
+from simcse_train.encoders.compiled.library import compile_meanwhile, library
 from simcse_train.encoders.encoder import Encoder, dropout_settings
 from simcse_train.encoders.probing import is_deterministic, is_repeatable
 from simcse_train.errors import InputError
 from simcse_train.evaluation.diagnosis import diagnose, recommend, recommend_for_pairs
 from simcse_train.runs.folder import check_space, keep_standard_input
-from simcse_train.search.embeddings import embed_rows
 from simcse_train.training.optimizer import peak_rate
 from simcse_train.version import __version__
 
@@ -99,9 +99,12 @@ def resolve(config: TrainConfig, encoder: Encoder, run: Path) -> TrainConfig:
     )
 
 
-def choose_objective(config: TrainConfig, encoder: Encoder, batches: Batches) -> tuple[TrainConfig, str]:
-    """Return the settings with `--objective auto` replaced by what suits encoder and text, and a line that says why."""
-    diagnosis = diagnose(embed_rows(encoder, batches.measured()))
+def choose_objective(config: TrainConfig, embeddings: Tensor, batches: Batches) -> tuple[TrainConfig, str]:
+    """Return the settings with `--objective auto` replaced by what suits encoder and text, and a line that says why.
+
+    embeddings: (sentences, hidden), normalised, of the sentences that are measured, before training.
+    """
+    diagnosis = diagnose(embeddings)
     if config.data:
         steps = total_steps(config, batches) if config.learning_rate is None else 0
         choice, reason = recommend(diagnosis, steps)
@@ -147,6 +150,12 @@ def make_batches(
         Repetition(tokenizer.opening, tokenizer.closing, config.max_length) if config.view == "repetition" else None,
         order_version=order_version,
     )
+
+
+def prepare_kernels(encoder: Encoder, config: TrainConfig) -> None:
+    """Let the kernels compile while the text is tokenised, where the run may be computed by them."""
+    if config.kernels == "auto" and not obstacle(encoder, config.precision):
+        compile_meanwhile()
 
 
 def choose_kernels(encoder: Encoder, config: TrainConfig, before: str = "") -> str:

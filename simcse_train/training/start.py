@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from simcse_train import distributed, launcher
 from simcse_train.config import STARTER, TrainConfig, config_yaml, make_config, read_settings
 from simcse_train.data.batches import Batches
@@ -39,6 +41,7 @@ from simcse_train.runs.folder import (
 from simcse_train.runs.metrics import drop_metrics_after, read_metrics
 from simcse_train.runs.start import keep_start, source_of_start
 from simcse_train.runs.trackers import tracked
+from simcse_train.search.embeddings import embed_rows_together
 from simcse_train.training.equality import require_equal_data, require_equal_kernels, require_equal_settings
 from simcse_train.training.loop import Trainer
 from simcse_train.training.plan import (
@@ -49,6 +52,7 @@ from simcse_train.training.plan import (
     computation,
     find_device,
     make_batches,
+    prepare_kernels,
     resolve,
 )
 from simcse_train.training.stopping import StopRequests
@@ -175,6 +179,7 @@ def _new_trainer(run: Path, config: TrainConfig, encoder: Encoder | None = None)
             "Encoder: the bundled starter, a small English BERT. --model takes any other, such as bert-base-uncased."
         )
     config = resolve(config, encoder, run)
+    encoder.to(config.device)
     if distributed.is_main():
         check_disk(encoder, config, run)
         if given:  # no file of the user's has it: resuming, the report and an export of the start need a copy
@@ -184,28 +189,30 @@ def _new_trainer(run: Path, config: TrainConfig, encoder: Encoder | None = None)
     if config.projection == "on":
         spread = getattr(encoder.model.config, "initializer_range", None) or 0.02  # XLM has none
         encoder.head = projection_head(encoder.hidden_size, seed=config.seed, initializer_range=spread)
+    prepare_kernels(encoder, config)
     corpus, training_pairs = open_texts(config, encoder)
     batches = make_batches(config, encoder, corpus, training_pairs)
     config = choose_epochs(config, batches)
+    require_equal_data(config, encoder, corpus, training_pairs, pairs)
+    before = embed_rows_together(encoder, batches.measured())
     if config.objective == "auto":
-        config = _with_chosen_objective(config, encoder, batches)
+        config = _with_chosen_objective(config, before, batches)
     if distributed.is_main():
         write_text(run / CONFIG, config_yaml(config))
         if needs_start(config, make_objective(config)):
             keep_start(run, encoder)
     distributed.wait()
-    require_equal_data(config, encoder, corpus, training_pairs, pairs)
-    trainer = Trainer(run, config, encoder, corpus, training_pairs, pairs)
+    trainer = Trainer(run, config, encoder, corpus, training_pairs, pairs, before=before)
     require_equal_kernels(trainer.kernels)
     _announce(trainer)
     return trainer
 
 
-def _with_chosen_objective(config: TrainConfig, encoder: Encoder, batches: Batches) -> TrainConfig:
-    """Return the settings with the objective that the main process chooses."""
+def _with_chosen_objective(config: TrainConfig, embeddings: Tensor, batches: Batches) -> TrainConfig:
+    """Return the settings with the objective that the main process chooses; see `choose_objective`."""
 
     def choose() -> dict[str, Any]:
-        chosen, reason = choose_objective(config, encoder, batches)
+        chosen, reason = choose_objective(config, embeddings, batches)
         logger.info(reason)
         return chosen.model_dump()
 

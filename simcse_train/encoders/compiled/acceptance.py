@@ -27,6 +27,15 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.02}  # of a norm, relative
 AS_FAR = 2.0  # times the distance of the present computation from float32
 
 
+def obstacle(encoder: Encoder, precision: str) -> str:
+    """Return why the kernels cannot compute an encoder's layers, as far as that is known without trying; else ""."""
+    if encoder.device.type != "cpu" or precision not in PRECISIONS:
+        return "the kernels are for a CPU in fp32 or bf16"
+    if not encoder.packed:
+        return "this encoder's batches are not packed"
+    return unsupported(encoder.model)
+
+
 def use_kernels(encoder: Encoder, precision: str, accepted: str = "") -> str:
     """Let the kernels compute an encoder's layers in training; return why not, or nothing if they do.
 
@@ -34,11 +43,7 @@ def use_kernels(encoder: Encoder, precision: str, accepted: str = "") -> str:
     weights, and a resumed run whose weights fail it would no longer end with the bits of an undisturbed one.
     """
     encoder.stack = None
-    if encoder.device.type != "cpu" or precision not in PRECISIONS:
-        return "the kernels are for a CPU in fp32 or bf16"
-    if not encoder.packed:
-        return "this encoder's batches are not packed"
-    if reason := unsupported(encoder.model):
+    if reason := obstacle(encoder, precision):
         return reason
     try:
         stack = Stack(read_layers(encoder.model))

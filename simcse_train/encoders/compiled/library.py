@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import re
 import struct
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,8 @@ from simcse_train.encoders.compiled.build import SOURCES, CannotCompile, compile
 STATES = {torch.bfloat16: "bf16", torch.float32: "float"}  # the types of states that kernels are compiled for
 SCALARS = {"int64_t": ctypes.c_int64, "uint32_t": ctypes.c_uint32, "float": ctypes.c_float}
 CODES = {ctypes.c_int64: "q", ctypes.c_uint32: "I", ctypes.c_float: "f", ctypes.c_void_p: "Q"}  # of `struct`
+
+_at_work = threading.Lock()  # whoever needs the kernels waits for the thread that compiles them
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,18 @@ class Library:
 @functools.cache
 def library() -> Library:
     """Return the kernels, compiled if need be; raises `CannotCompile`."""
-    return load(compiled_file())
+    with _at_work:
+        return load(compiled_file())
+
+
+def compile_meanwhile() -> None:
+    """Compile the kernels in a thread if need be; `library` waits for it, and says what went wrong."""
+
+    def make() -> None:
+        with contextlib.suppress(CannotCompile):
+            library()
+
+    threading.Thread(target=make, name="compile").start()
 
 
 def load(path: Path) -> Library:

@@ -43,6 +43,16 @@ def test_kernels_are_compiled_once_and_again_if_the_file_is_damaged(
     assert library.load(made).attention_scratch(32, 16) > 0
 
 
+def test_who_needs_the_kernels_waits_for_the_thread_that_compiles_them(
+    cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    library.compile_meanwhile()
+    assert library.library().attention_scratch(32, 16) > 0
+    assert caplog.text.count("Compiling") == 1
+    assert len(list(cache.iterdir())) == 1
+
+
 def test_two_processes_can_compile_at_once(cache: Path) -> None:
     code = "from simcse_train.encoders.compiled.build import compiled_file; print(compiled_file())"
     both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
