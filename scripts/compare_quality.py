@@ -7,8 +7,9 @@ Both start from the same weights, learn from the same sentences for the same num
 (batch 64, rate 3e-5 falling linearly to 0, max length 32, gradient norm 1), and are scored on STS-B test by the same
 function. sentence-transformers trains with `MultipleNegativesRankingLoss` at scale 20 on pairs of a sentence and
 itself, this program with `--objective infonce --projection off`. The order of the data and the dropout noise differ,
-so several seeds are needed. This program is measured twice, with packed and with padded batches. The two draw their
-noise in another order and must end within the spread of the seeds. `--trainers` chooses fewer.
+so several seeds are needed. This program is measured with packed batches, on compiled kernels where they fit, with the
+same without kernels, and with padded batches. These draw other noise and must end within the spread of the seeds; their
+losses are printed by quarters of the run, as the range over the seeds. `--trainers` chooses fewer.
 
 The data folder holds `corpora/wikipedia-en.txt.xz` (a sentence per line) and `sts/STSBenchmark/sts-test.csv`.
 """
@@ -21,8 +22,9 @@ import platform
 import tempfile
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Annotated
+from typing import Annotated, Any
 
+import numpy as np
 import torch
 import typer
 from datasets import Dataset
@@ -35,8 +37,16 @@ from simcse_train.config import make_config
 from simcse_train.data.pairs import read_pairs
 from simcse_train.encoders.loading import STARTER_FOLDER
 from simcse_train.evaluation.sts import similarity_score
+from simcse_train.runs.metrics import read_metrics
 
-TRAINERS = ("sentence-transformers", "simcse-train", "padded")
+PEER = "sentence-transformers"
+OURS: dict[str, dict[str, Any]] = {
+    "simcse-train": {"packed": True, "kernels": "auto"},
+    "without-kernels": {"packed": True, "kernels": "off"},
+    "padded": {"packed": False, "kernels": "off"},
+}
+TRAINERS = (PEER, *OURS)
+QUARTERS = 4
 
 
 def with_sentence_transformers(model: Path, sentences: list[str], steps: int, seed: int, folder: Path) -> Path:
@@ -63,12 +73,15 @@ def with_sentence_transformers(model: Path, sentences: list[str], steps: int, se
     return folder / "peer"
 
 
-def with_this_program(model: Path, text: Path, steps: int, seed: int, folder: Path, *, packed: bool) -> Path:
-    """Train with this program on the same objective and return the run folder."""
-    target = folder / ("packed" if packed else "padded")
-    settings = {"data": str(text), "model": str(model), "output": str(target), "max_steps": steps, "seed": seed}
-    config = make_config({**settings, "objective": "infonce", "projection": "off"})
-    return train(config, load_encoder(model, packed=packed)).folder
+def with_this_program(
+    model: Path, text: Path, steps: int, seed: int, folder: Path, *, packed: bool, kernels: str
+) -> tuple[Path, list[float]]:
+    """Train with this program on the same objective; return the run folder and the mean loss of each quarter."""
+    settings = {"data": str(text), "model": str(model), "output": str(folder), "max_steps": steps, "seed": seed}
+    settings |= {"objective": "infonce", "projection": "off", "kernels": kernels, "log_every": 1}
+    run = train(make_config(settings), load_encoder(model, packed=packed)).folder
+    losses = [line["loss"] for line in read_metrics(run) if "loss" in line]
+    return run, [float(np.mean(part)) for part in np.array_split(losses, QUARTERS)]
 
 
 def main(
@@ -95,6 +108,7 @@ def main(
         f"{platform.machine()}, {torch.get_num_threads()} threads, {steps} steps of 64, STS-B test before {start:.2f}"
     )
     scores: dict[str, list[float]] = {trainer: [] for trainer in chosen_trainers}
+    losses: dict[str, list[list[float]]] = {trainer: [] for trainer in chosen_trainers if trainer != PEER}
     with tempfile.TemporaryDirectory() as name:
         text = Path(name) / "text.txt"
         text.write_text("\n".join(chosen) + "\n", encoding="utf-8")
@@ -102,10 +116,11 @@ def main(
             folder = Path(name) / str(seed)
             folder.mkdir()
             for trainer, values in scores.items():
-                if trainer == "sentence-transformers":
+                if trainer == PEER:
                     path = with_sentence_transformers(model, chosen, steps, seed, folder)
                 else:
-                    path = with_this_program(model, text, steps, seed, folder, packed=trainer == "simcse-train")
+                    path, quarters = with_this_program(model, text, steps, seed, folder / trainer, **OURS[trainer])
+                    losses[trainer].append(quarters)
                 values.append(similarity_score(load_encoder(path), pairs) or 0.0)
             typer.echo(
                 f"seed {seed}  " + "  ".join(f"{trainer} {values[-1]:.3f}" for trainer, values in scores.items())
@@ -114,6 +129,9 @@ def main(
         spread = f"{stdev(values):.3f}" if len(values) > 1 else "unknown"
         span = f"range {min(values):.3f} to {max(values):.3f}"
         typer.echo(f"{trainer:<22} mean {mean(values):.3f}  standard deviation {spread}  {span}")
+    for trainer, runs in losses.items():
+        ranges = ", ".join(f"{min(quarter):.4f} to {max(quarter):.4f}" for quarter in zip(*runs, strict=True))
+        typer.echo(f"{trainer:<22} loss by quarters of the run: {ranges}")
     for first, second in itertools.combinations(scores, 2):
         typer.echo(
             f"difference of the means of {first} and {second}: {abs(mean(scores[first]) - mean(scores[second])):.3f}"
