@@ -20,7 +20,7 @@ from simcse_train.data.order import LATEST, Orders
 from simcse_train.data.sentences import Sentences
 from simcse_train.data.training_pairs import TrainingPairs
 from simcse_train.data.views import Repetition, neighbour_of_each
-from simcse_train.encoders.packing import pack
+from simcse_train.encoders.packing import moved, pack
 
 VIEWS = 2
 HELD_OUT = 512  # sentences that are measured on and never trained on
@@ -33,7 +33,7 @@ class Batch:
     sentences: NDArray[np.int64]  # (N,): the number of each sentence in the text
     views: int  # V, rows per sentence
     tokens: Tensor  # (total,): the token ids of all rows, one after another
-    lengths: Tensor  # (N * V,)
+    lengths: Tensor  # (N * V,), on the CPU
     texts: Tensor  # (N * V,): equal where two rows have the same tokens, whichever sentence they came from
     sources: NDArray[np.int64]  # (N * V,): the number of the sentence that each row holds, negative where it holds none
     paired: bool = False  # whether it holds training pairs
@@ -213,7 +213,7 @@ def _batch(
     # A hash and not a number within the batch: rows of other processes and of past batches can be compared too.
     texts = [source if source < 0 else _text_of(row) for row, source in zip(rows, sources.tolist(), strict=True)]
     tokens, lengths = pack(rows, device)
-    return Batch(sentences, views, tokens, lengths, torch.tensor(texts, device=device), sources, paired)
+    return Batch(sentences, views, tokens, lengths, moved(torch.tensor(texts), device), sources, paired)
 
 
 def _text_of(row: Sequence[int]) -> int:

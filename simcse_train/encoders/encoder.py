@@ -21,7 +21,7 @@ from simcse_train.encoders.compiled.families import embed_tokens
 from simcse_train.encoders.compiled.stack import Stack
 from simcse_train.encoders.dropout import replace_dropout
 from simcse_train.encoders.modules import Dense, Folder, LayerNorm, Normalize
-from simcse_train.encoders.packing import pack_rows, packing, positions
+from simcse_train.encoders.packing import moved, pack_rows, packing, positions
 from simcse_train.encoders.padding import accepted_inputs, padded_states
 from simcse_train.encoders.pooling import pool
 from simcse_train.encoders.tokenizer import SentenceTokenizer
@@ -93,7 +93,7 @@ class Encoder(nn.Module):
         return embeddings if self.head is None else self.head(embeddings)
 
     def embed(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """Return the embeddings (rows, hidden) in float32 of packed tokens (total,) with lengths (rows,).
+        """Return the embeddings (rows, hidden) in float32 of packed tokens (total,) with lengths (rows,), on the CPU.
 
         They are pooled and passed through the folder's modules. The head is left out: this is what is evaluated and
         exported (`cls_before_pooler` of the paper's code).
@@ -121,7 +121,7 @@ class Encoder(nn.Module):
         """
         if not self.packed:
             return self.padded_states(tokens, lengths)
-        places = positions(lengths, len(tokens)) + first_position(self.model)
+        places = moved(positions(lengths, len(tokens)) + first_position(self.model), tokens.device)
         if self.stack is not None and (self.training or self.stack_encodes):
             embedded = embed_tokens(self.model, tokens, places)
             return self.stack(embedded, lengths, first_only=first_only, training=self.training)
@@ -129,7 +129,7 @@ class Encoder(nn.Module):
         output = self.model(
             input_ids=tokens[None],
             position_ids=places[None],
-            packing=packing(lengths, first_only=first_only),
+            packing=packing(lengths, tokens.device, first_only=first_only),
             **types,
         )
         states: Tensor = output.last_hidden_state[0]

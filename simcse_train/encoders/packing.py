@@ -1,4 +1,8 @@
-"""Packed batches: the tokens of all sentences in one row, without padding, and where each sentence stands in it."""
+"""Packed batches: the tokens of all sentences in one row, without padding, and where each sentence stands in it.
+
+The lengths of the sentences stay on the CPU, whatever the device of the tokens, and so does all that is computed from
+them. The CPU need not wait for a GPU to tell it how many values there are, and can prepare the next step meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -13,22 +17,27 @@ from simcse_train.encoders.token_rows import TokenRows
 
 
 def pack(rows: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-    """Return the token ids (total,) of all sentences, one after another, and the length of each (rows,)."""
+    """Return the token ids (total,) of all sentences, one after another, and the length of each (rows,), on the CPU."""
     tokens = torch.from_numpy(np.concatenate([np.asarray(row, dtype=np.int64) for row in rows]))
-    lengths = torch.tensor([len(row) for row in rows])
-    return tokens.to(device, non_blocking=True), lengths.to(device, non_blocking=True)
+    return moved(tokens, device), torch.tensor([len(row) for row in rows])
 
 
 def pack_rows(rows: TokenRows, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
     """Return what `pack` returns."""
-    tokens, lengths = torch.from_numpy(rows.tokens.astype(np.int64)), torch.from_numpy(rows.lengths)
-    return tokens.to(device, non_blocking=True), lengths.to(device, non_blocking=True)
+    return moved(torch.from_numpy(rows.tokens.astype(np.int64)), device), torch.from_numpy(rows.lengths)
+
+
+def moved(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """Return a tensor of the CPU on a device, without waiting for what the device computes."""
+    # From memory that is not pinned, CUDA copies only after all work before it is done.
+    pinned = tensor.pin_memory() if torch.device(device).type == "cuda" else tensor
+    return pinned.to(device, non_blocking=True)
 
 
 def positions(lengths: Tensor, total: int) -> Tensor:
     """Return the place of each of `total` tokens in its sentence, from 0; lengths: (rows,), which sum to `total`."""
     starts = lengths.cumsum(0) - lengths
-    return torch.arange(total, device=lengths.device) - starts.repeat_interleave(lengths)
+    return torch.arange(total) - starts.repeat_interleave(lengths)
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,7 @@ class Packing:
     row: Tensor  # (total,): the row of each token in the padded batch
     column: Tensor  # (total,): the column of each token in the padded batch
     first: Tensor  # (rows,): the index of each sentence's first token
+    bounds: Tensor  # (rows + 1,), int32: the same, and after them the number of tokens
     first_only: bool  # whether the last layer computes first tokens alone
     states: Tensor | None = None  # (1, total, hidden): all states, in a layer that computes first tokens alone
     heads: dict[int, tuple[Tensor, Tensor]] = field(
@@ -76,18 +86,20 @@ class Packing:
         return self.masks[key]
 
 
-def packing(lengths: Tensor, *, first_only: bool = False) -> Packing:
-    """Return the layout of sentences with the given lengths (rows,)."""
+def packing(lengths: Tensor, device: torch.device | str = "cpu", *, first_only: bool = False) -> Packing:
+    """Return the layout of sentences with the given lengths (rows,), on a device."""
     longest = int(lengths.max())
-    starts = lengths.cumsum(0) - lengths
-    columns = torch.arange(longest, device=lengths.device)
+    bounds = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+    starts = bounds[:-1]
+    columns = torch.arange(longest)
     real = columns < lengths[:, None]  # (rows, longest)
     row, column = real.nonzero(as_tuple=True)
     return Packing(
-        padded=torch.where(real, starts[:, None] + columns, 0),
-        mask=real[:, None, None, :],
-        row=row,
-        column=column,
-        first=starts,
+        padded=moved(torch.where(real, starts[:, None] + columns, 0), device),
+        mask=moved(real[:, None, None, :], device),
+        row=moved(row, device),
+        column=moved(column, device),
+        first=moved(starts, device),
+        bounds=moved(bounds.int(), device),
         first_only=first_only,
     )

@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
+from simcse_train.encoders.packing import moved
+
 GROUPS = 4  # more groups save little more padding, and small groups use a processor badly
 WORTHWHILE = 0.1  # a batch with a smaller share of padding is not divided
 
@@ -22,21 +24,21 @@ def padded_states(
 ) -> Tensor:
     """Return the last layer's states (total, hidden) of packed tokens (total,) with lengths (rows,), by padded batches.
 
+    The lengths are on the CPU.
     `types` says whether token types are given, all 0. Raises `TypeError` if the model has no state for each token.
     """
     rows = tokens.split(lengths.tolist())
-    groups = (by_equal_length if equal_lengths else by_like_length)(lengths.cpu())
+    groups = (by_equal_length if equal_lengths else by_like_length)(lengths)
     found = [_states(model, [rows[i] for i in group.tolist()], padding_id, types) for group in groups]
     if len(groups) == 1:
         return found[0]
     # From the order of the groups to the order of the packed tokens.
-    order = torch.cat(groups).to(lengths.device)
+    order = torch.cat(groups)
     sources = lengths[order].cumsum(0) - lengths[order]  # where each row of `order` starts in the concatenated groups
     start = torch.empty_like(sources).scatter_(0, order, sources)  # the same for each row of the batch
     ends = lengths.cumsum(0)
-    places = torch.arange(int(ends[-1]), device=lengths.device)
-    index = places + (start - (ends - lengths)).repeat_interleave(lengths)
-    return torch.cat(found)[index]
+    index = torch.arange(int(ends[-1])) + (start - (ends - lengths)).repeat_interleave(lengths)
+    return torch.cat(found)[moved(index, tokens.device)]
 
 
 def by_equal_length(lengths: Tensor) -> list[Tensor]:
@@ -58,9 +60,9 @@ def by_like_length(lengths: Tensor) -> list[Tensor]:
 def _states(model: PreTrainedModel, rows: list[Tensor], padding_id: int, types: bool) -> Tensor:
     """Return the states (tokens of the rows, hidden) of one padded batch."""
     input_ids = pad_sequence(rows, batch_first=True, padding_value=padding_id)
-    lengths = torch.tensor([len(row) for row in rows], device=input_ids.device)
-    mask = torch.arange(input_ids.shape[1], device=input_ids.device) < lengths[:, None]  # (rows, longest)
-    inputs = {"input_ids": input_ids, "attention_mask": mask.long()}
+    lengths = torch.tensor([len(row) for row in rows])
+    mask = torch.arange(input_ids.shape[1]) < lengths[:, None]  # (rows, longest)
+    inputs = {"input_ids": input_ids, "attention_mask": moved(mask.long(), input_ids.device)}
     if types:
         inputs["token_type_ids"] = torch.zeros_like(input_ids)
     accepted = accepted_inputs(model)
@@ -68,7 +70,7 @@ def _states(model: PreTrainedModel, rows: list[Tensor], padding_id: int, types: 
     states: Tensor | None = getattr(output, "last_hidden_state", None)
     if states is None or states.shape[:2] != mask.shape:
         raise TypeError(f"a model of the type {model.config.model_type} gives no state for each token")
-    return states[mask]
+    return states.flatten(0, 1)[moved(mask.flatten().nonzero()[:, 0], states.device)]
 
 
 def accepted_inputs(model: PreTrainedModel) -> set[str]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from simcse_train.encoders.packing import moved, positions
+
 # Our name of each mode -> what sentence-transformers calls it, and the flag for it in the files of old releases. The
 # order is that of concatenation there.
 MODES = {
@@ -22,7 +24,7 @@ MODES = {
 
 
 def pool(states: Tensor, lengths: Tensor, pooling: str) -> Tensor:
-    """Return the embeddings (rows, modes * hidden) of packed states (total, hidden); lengths: (rows,).
+    """Return the embeddings (rows, modes * hidden) of packed states (total, hidden); lengths: (rows,), on the CPU.
 
     `pooling` is one of `MODES`, or several joined by `+`. `cls` takes the first token's state of each sentence, `last`
     the last one's, `max` the largest value of each dimension, `mean` the mean over its tokens, `mean_sqrt_len` their
@@ -36,27 +38,31 @@ def pool(states: Tensor, lengths: Tensor, pooling: str) -> Tensor:
 def _pool(states: Tensor, lengths: Tensor, mode: str) -> Tensor:
     ends = lengths.cumsum(0)
     if mode == "cls":
-        return states[ends - lengths]
+        return states[moved(ends - lengths, states.device)]
     if mode == "last":
-        return states[ends - 1]
+        return states[moved(ends - 1, states.device)]
     if mode == "mean":
         return mean_pool(states, lengths)
     if mode == "mean_sqrt_len":
-        return mean_pool(states, lengths) * lengths[:, None].sqrt()
-    row = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)  # (total,)
+        return mean_pool(states, lengths) * moved(lengths[:, None].sqrt(), states.device)
+    row = _rows(states, lengths)
     if mode == "max":
         start = states.new_full((len(lengths), states.shape[1]), float("-inf"))
         return start.scatter_reduce(0, row[:, None].expand_as(states), states, reduce="amax")
     if mode == "weightedmean":
-        weights = (torch.arange(len(row), device=row.device) - (ends - lengths)[row] + 1).to(states.dtype)
+        weights = moved((positions(lengths, len(states)) + 1).to(states.dtype), states.device)
         sums = states.new_zeros(len(lengths), states.shape[1]).index_add(0, row, states * weights[:, None])
-        return sums / (lengths * (lengths + 1) / 2)[:, None]
+        return sums / moved((lengths * (lengths + 1) / 2)[:, None], states.device)
     raise ValueError(f"{mode!r} is no pooling; the modes are {', '.join(MODES)}")
 
 
 def mean_pool(states: Tensor, lengths: Tensor) -> Tensor:
     """Return the mean state of each sentence: packed states (total, hidden), lengths (rows,) -> (rows, hidden)."""
     # `torch.segment_reduce` does this in one call but exists for CPU and CUDA only.
-    row = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)  # (total,)
-    sums = states.new_zeros(len(lengths), states.shape[1]).index_add(0, row, states)
-    return sums / lengths[:, None]
+    sums = states.new_zeros(len(lengths), states.shape[1]).index_add(0, _rows(states, lengths), states)
+    return sums / moved(lengths[:, None], states.device)
+
+
+def _rows(states: Tensor, lengths: Tensor) -> Tensor:
+    """Return the sentence of each of the packed states (total, hidden), (total,)."""
+    return moved(torch.arange(len(lengths)).repeat_interleave(lengths), states.device)

@@ -38,7 +38,7 @@ class Debiased(Stateless):
         masked[anchors, anchors ^ 1] = True
         negatives = (~masked).sum(1)  # (2N,)
         has = negatives > 0
-        positive, similarities, masked, negatives = positive[has], similarities[has], masked[has], negatives[has]
+        masked = masked & has[:, None]  # a logarithm of no sum at all would have no gradient
         # The mean of exp(s) over negatives, each weighted by exp(beta * s); all in logarithms, exp(1 / 0.01) overflows.
         weights = (self.beta * similarities).masked_fill(masked, MASKED).logsumexp(1)
         mean = ((1 + self.beta) * similarities).masked_fill(masked, MASKED).logsumexp(1) - weights
@@ -48,5 +48,5 @@ class Debiased(Stateless):
         estimate = difference.where(above_zero, 1).log() + largest - math.log(1 - self.tau_plus)
         floor = -1 / self.temperature  # the smallest value that exp(s) can have
         estimate = estimate.where(above_zero, floor).clamp(min=floor)
-        losses = torch.logaddexp(positive, negatives.to(views).log() + estimate) - positive
-        return losses.sum() / len(views)
+        losses = torch.logaddexp(positive, negatives.clamp(min=1).to(views).log() + estimate) - positive
+        return losses.where(has, 0).sum() / len(views)

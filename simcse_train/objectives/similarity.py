@@ -47,11 +47,10 @@ def divergence(target: Tensor, student: Tensor, masked: Tensor) -> Tensor:
 
     target, student, masked: (rows, rows). A row with all places masked has nothing to compare and does not count.
     """
-    compared = ~masked.all(dim=1)
-    masked = masked[compared]
+    nothing = masked.all(dim=1, keepdim=True)
+    hidden = masked & ~nothing  # a softmax over no places at all would not be a number
     target, student = (
-        logits[compared].masked_fill(masked, MASKED).log_softmax(1).masked_fill(masked, 0.0)
-        for logits in (target, student)
+        logits.masked_fill(hidden, MASKED).log_softmax(1).masked_fill(masked, 0.0) for logits in (target, student)
     )
     probabilities = target.exp().masked_fill(masked, 0.0)
-    return (probabilities * (target - student)).sum() / compared.sum().clamp(min=1)
+    return (probabilities * (target - student)).sum() / (~nothing).sum().clamp(min=1)

@@ -36,6 +36,12 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted(path for path in (run / CHECKPOINTS).glob("step-*") if path.is_dir())
 
 
+def last_saved(run: Path) -> str:
+    """Return a sentence that names the last checkpoint of a run, for a run that fails."""
+    saved = checkpoints(run)
+    return f"The last checkpoint is {saved[-1]}." if saved else "No checkpoint was saved before."
+
+
 def run_of(checkpoint: Path) -> Path:
     """Return the run folder that a checkpoint belongs to."""
     return (checkpoint if len(checkpoint.parts) > 2 else checkpoint.absolute()).parent.parent

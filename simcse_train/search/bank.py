@@ -7,6 +7,8 @@ costs no more at the beginning than one of 16,384. Neighbours are sought in the 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -14,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from simcse_train.encoders.encoder import Encoder
+from simcse_train.encoders.packing import moved
 from simcse_train.search.embeddings import Autocast, Tokens, cached_embeddings, embed_rows_together
 from simcse_train.search.index import nearest, smoothed
 
@@ -54,24 +57,23 @@ class Bank:
     def start(self, numbers: NDArray[np.int64]) -> Tensor:
         """Return the start's embeddings (numbers, hidden) of sentences, of length 1; 0 for a negative number."""
         distinct, inverse = np.unique(numbers, return_inverse=True)
-        return self._start(distinct)[torch.from_numpy(inverse)]
+        return self._start(distinct, self._places(distinct))[self._moved(inverse)]
 
     def smoothed(self, numbers: NDArray[np.int64], k: int) -> Tensor:
         """Return the start's embeddings (numbers, hidden) moved towards the k nearest sentences in the bank."""
         distinct, inverse = np.unique(numbers, return_inverse=True)
-        found = self._start(distinct)
-        cosines, places = nearest(found, self.embeddings, k, exclude=self._places(distinct))
-        return smoothed(found, self.embeddings, cosines, places)[torch.from_numpy(inverse)]
+        own = self._places(distinct)
+        found = self._start(distinct, own)
+        cosines, places = nearest(found, self.embeddings, k, exclude=torch.from_numpy(own))
+        return smoothed(found, self.embeddings, cosines, places)[self._moved(inverse)]
 
-    def _start(self, distinct: NDArray[np.int64]) -> Tensor:
-        places = self._places(distinct)
-        found = self.embeddings[places.clamp(min=0)]
-        found[torch.from_numpy(distinct < 0)] = 0
-        missing = distinct[(places < 0).cpu().numpy() & (distinct >= 0)]
+    def _start(self, distinct: NDArray[np.int64], places: NDArray[np.int64]) -> Tensor:
+        found = self.embeddings[self._moved(places.clip(min=0))].masked_fill_(self._moved(distinct < 0)[:, None], 0)
+        (missing,) = np.nonzero((places < 0) & (distinct >= 0))
         if len(missing):
             assert self._encoder is not None
-            rows = embed_rows_together(self._encoder, self._tokens(missing), self._autocast)
-            found[torch.from_numpy(np.isin(distinct, missing))] = rows
+            tokens = self._tokens(distinct[missing])
+            found[self._moved(missing)] = embed_rows_together(self._encoder, tokens, self._autocast)
         return found
 
     def quantile(self, share: float) -> float:
@@ -82,8 +84,10 @@ class Bank:
         cosines = (rows @ rows.T).cpu()[pairs[0], pairs[1]].numpy()
         return float(np.quantile(cosines, share)) if len(cosines) else 1.0
 
-    def _places(self, numbers: NDArray[np.int64]) -> Tensor:
+    def _places(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return where sentences stand in the bank (numbers,), -1 for those that do not."""
         places = np.searchsorted(self.numbers, numbers).clip(max=len(self.numbers) - 1)
-        inside = np.where(self.numbers[places] == numbers, places, -1)
-        return torch.from_numpy(inside).to(self.embeddings.device)
+        return np.where(self.numbers[places] == numbers, places, -1)
+
+    def _moved(self, array: NDArray[Any]) -> Tensor:
+        return moved(torch.from_numpy(array), self.embeddings.device)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from simcse_train.encoders.packing import moved
 from simcse_train.errors import InputError
 
 EXACT_PRODUCTS = 4e10  # queries x keys that are compared exactly: 200,000 sentences with each other, minutes on a CPU
@@ -21,10 +22,10 @@ TRAINING = 64  # sampled keys per list from which the index finds its lists
 def nearest(queries: Tensor, keys: Tensor, k: int, exclude: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return the cosines and the places of the k nearest keys of each query, both (queries, k), nearest first.
 
-    queries: (queries, hidden), keys: (keys, hidden), of length 1 in any precision; `exclude` (queries,) is a place
-    among the keys that is left out for each query, negative for none. Where there are fewer than k keys, the cosine is
-    -inf. The result is exact up to 4e10 comparisons; beyond that it is an index's, which finds nearly all. Raises
-    `InputError` if the index's library is needed and missing.
+    queries: (queries, hidden), keys: (keys, hidden), of length 1 in any precision; `exclude` (queries,), on the CPU, is
+    a place among the keys that is left out for each query, negative for none. Where there are fewer than k keys, the
+    cosine is -inf. The result is exact up to 4e10 comparisons; beyond that it is an index's, which finds nearly all.
+    Raises `InputError` if the index's library is needed and missing.
     """
     if len(queries) * len(keys) > EXACT_PRODUCTS and len(queries) > QUERY_BLOCK:
         return _from_index(queries, keys, k, exclude)
@@ -77,7 +78,8 @@ def _exact(queries: Tensor, keys: Tensor, k: int, exclude: Tensor | None) -> tup
         cosines = queries.float() @ block.T
         if exclude is not None:
             inside = ((exclude >= start) & (exclude < start + len(block))).nonzero().squeeze(1)
-            cosines[inside, exclude[inside] - start] = float("-inf")
+            left_out = moved(torch.stack([inside, exclude[inside] - start]), queries.device)
+            cosines[left_out[0], left_out[1]] = float("-inf")
         of_block, columns = cosines.topk(min(k, len(block)), dim=1)
         best, chosen = torch.cat([best, of_block], dim=1).topk(k, dim=1)
         places = torch.cat([places, columns + start], dim=1).gather(1, chosen)
@@ -107,7 +109,7 @@ def _from_index(queries: Tensor, keys: Tensor, k: int, exclude: Tensor | None) -
         exact = (keys[found.clamp(min=0)].float().cpu() @ block[..., None]).squeeze(2)
         left_out = found < 0
         if exclude is not None:
-            left_out |= found == exclude[start : start + QUERY_BLOCK, None].cpu()
+            left_out |= found == exclude[start : start + QUERY_BLOCK, None]
         best, chosen = exact.masked_fill(left_out, float("-inf")).topk(k, dim=1)
         cosines.append(best)
         places.append(found.clamp(min=0).gather(1, chosen))

@@ -34,12 +34,13 @@ from simcse_train.objectives.registry import make_objective
 from simcse_train.randomness import seeded
 from simcse_train.report.summary import Seen
 from simcse_train.runs.checkpoint import State, load_objective_state, load_optimizer, prune, save_checkpoint
-from simcse_train.runs.folder import checkpoint_path, checkpoints
+from simcse_train.runs.folder import checkpoint_path, last_saved
 from simcse_train.runs.start import load_start
 from simcse_train.training.compiled_optimizer import CompiledAdamW
 from simcse_train.training.monitor import Best, Monitor
 from simcse_train.training.optimizer import clear_gradients, keep_embedding_gradient, learning_rate_at, make_optimizer
 from simcse_train.training.plan import choose_kernels, computation, make_batches, total_steps
+from simcse_train.training.readback import Readback
 from simcse_train.training.step import forward_backward
 from simcse_train.training.stopping import StopRequests
 from simcse_train.training.teachers import Teachers
@@ -87,6 +88,9 @@ class Trainer:
         self.step = 0  # steps that are done
         self.monitor = Monitor(run, config, encoder, self.batches.measured(), pairs, self.total, before)
         self._saved_at = time.monotonic()
+        # On a GPU a step that is not finite is found one step later, so that the CPU can prepare the next meanwhile.
+        self.reads_late = self.accelerator.device.type == "cuda"
+        self._last: tuple[Readback, Batch] | None = None  # of the last step taken
 
     def fit(self, stop: StopRequests) -> None:
         """Train from the present step to the last; raises `Stopped` after the step in which a signal came."""
@@ -108,18 +112,24 @@ class Trainer:
             began = time.perf_counter()
             batch = self.batches.at(self.step)  # [a, a, b, b, ...], a function of (seed, step)
             rate = learning_rate_at(self.step, self.total, self.config)
-            loss = self.train_step(batch, rate)
+            result = self.train_step(batch, rate)
             self.step += 1
             epoch, seconds = self.step / self.batches.per_epoch, time.perf_counter() - began
-            improved = self.monitor.after_step(self.step, epoch, loss, rate, len(batch.sentences), seconds)
+            if self.monitor.is_logged(self.step) or self.monitor.is_measured(self.step):
+                self._require_finite()
+            improved = self.monitor.after_step(self.step, epoch, result, rate, len(batch.sentences), seconds)
             if improved or self.is_save_due():
                 self.save()
         if self.step < self.total and not checkpoint_path(self.run, self.step).exists():
             self.save()
         self.monitor.close()
 
-    def train_step(self, batch: Batch, rate: float) -> float:
-        """Take one optimiser step and return the loss; raises `TrainingError` if it or its gradient is not finite."""
+    def train_step(self, batch: Batch, rate: float) -> Readback:
+        """Take one optimiser step and return its loss.
+
+        Raises `TrainingError` if the loss or its gradient is not finite, where it `reads_late` if those of the step
+        before are not. Nothing here asks a GPU for a value of this step, which would make the CPU wait for it.
+        """
         for group in self.adamw.param_groups:
             group["lr"] = rate
         rows = self.teachers.rows(batch)
@@ -137,15 +147,20 @@ class Trainer:
         else:
             norm = self.accelerator.clip_grad_norm_(self.encoder.parameters(), self.config.max_grad_norm)
         # In float16 the scaler itself skips a step whose gradients overflow.
-        finite = torch.isfinite(loss) and (self.config.precision == "fp16" or torch.isfinite(torch.as_tensor(norm)))
-        if not finite:
-            raise self._not_finite(loss.item(), batch)
+        finite = torch.isfinite(loss)
+        if self.config.precision != "fp16":
+            finite = finite & torch.isfinite(torch.as_tensor(norm))
+        if self.reads_late:
+            self._require_finite()
+        self._last = Readback(self.step + 1, loss, finite), batch
+        if not self.reads_late:
+            self._require_finite()  # before the weights change
         self.optimizer.step()
         self.teachers.after_step(self.encoder)
         if not batch.paired:
             self.objective.after_step(rows)
         clear_gradients(self.encoder)
-        return loss.item()
+        return self._last[0]
 
     def is_save_due(self) -> bool:
         """Return whether the settings ask for a checkpoint at the present step."""
@@ -155,6 +170,7 @@ class Trainer:
 
     def save(self) -> None:
         """Save a checkpoint, and only then delete those that are no longer kept; only the main process does."""
+        self._require_finite()
         if not distributed.is_main():
             return
         save_checkpoint(
@@ -224,14 +240,15 @@ class Trainer:
         scaler = self.accelerator.scaler
         return loss if scaler is None else scaler.scale(loss)
 
-    def _not_finite(self, loss: float, batch: Batch) -> TrainingError:
-        """Return the error for a loss or gradient that is not finite, with the sentences that gave it."""
+    def _require_finite(self) -> None:
+        """Raise `TrainingError`, with the sentences of the batch, if the last step taken was not finite."""
+        if self._last is None or self._last[0].is_finite:
+            return
+        result, batch = self._last
         shown = "; ".join(repr(text[:80]) for text in self.batches.texts(batch.sentences)[:8])
-        saved = checkpoints(self.run)
-        last = f"The last checkpoint is {saved[-1]}." if saved else "No checkpoint was saved before."
-        return TrainingError(
-            f"Step {self.step + 1}: the loss is {loss} or its gradient is not finite. The batch begins with {shown}. "
-            f"{last} Try a lower --learning-rate, a higher --temperature, or --precision fp32."
+        raise TrainingError(
+            f"Step {result.step}: the loss is {result.loss} or its gradient is not finite. The batch begins with "
+            f"{shown}. {last_saved(self.run)} Try a lower --learning-rate, a higher --temperature, or --precision fp32."
         )
 
 

@@ -15,6 +15,7 @@ from simcse_train import distributed
 from simcse_train.config import TrainConfig
 from simcse_train.data.pairs import Pair
 from simcse_train.encoders.encoder import Encoder
+from simcse_train.errors import TrainingError
 from simcse_train.evaluation.diagnosis import diagnose
 from simcse_train.evaluation.geometry import (
     Space,
@@ -28,8 +29,10 @@ from simcse_train.evaluation.geometry import (
 )
 from simcse_train.evaluation.sts import similarity_score
 from simcse_train.report.verdict import Outcome, describe, judge
+from simcse_train.runs.folder import last_saved
 from simcse_train.runs.metrics import log_metrics, read_metrics
 from simcse_train.search.embeddings import embed_rows
+from simcse_train.training.readback import Readback
 
 logger = logging.getLogger(__name__)
 
@@ -70,14 +73,16 @@ class Monitor:
         self._nearest: Tensor | None = None  # (sentences, 10): nearest sentences at step 0
         self._spaces: dict[int, Space] = {}  # at step 0 and the best step, as far as this process has measured them
         self._warned = False
-        self._losses: list[float] = []  # since the last logged line
+        self._results: list[Readback] = []  # since the last logged line
         self._sentences, self._seconds = 0, 0.0
         self._bar: tqdm[Any] | None = None
         self._is_main = distributed.is_main()
 
-    def after_step(self, step: int, epoch: float, loss: float, rate: float, sentences: int, seconds: float) -> bool:
+    def after_step(
+        self, step: int, epoch: float, result: Readback, rate: float, sentences: int, seconds: float
+    ) -> bool:
         """Count a step, log and measure where that is due; return whether the encoder is the best so far."""
-        self._losses.append(loss)
+        self._results.append(result)
         self._sentences += sentences
         self._seconds += seconds
         if self._bar is None:
@@ -85,27 +90,41 @@ class Monitor:
             self._bar = tqdm(total=self.total, initial=step - 1, desc="train", unit="step", disable=hidden)
         self._bar.update()
         record: dict[str, Any] = {}
-        if step % self.config.log_every == 0 or step == self.total:
+        if self.is_logged(step):
             record = {
                 "epoch": round(epoch, 4),
-                "loss": sum(self._losses) / len(self._losses),
+                "loss": sum(result.loss for result in self._results) / len(self._results),
                 "learning_rate": rate,
                 "sentences_per_second": round(self._sentences / self._seconds, 1),
             }
             self._bar.set_postfix_str(f"loss {record['loss']:.4f}, {record['sentences_per_second']:.0f} sentences/s")
-            self._losses, self._sentences, self._seconds = [], 0, 0.0
-        if step % self.config.eval_every == 0 or step == self.total:
+            self._results, self._sentences, self._seconds = [], 0, 0.0
+        if self.is_measured(step):
             return self.measure(step, record)
         if record and self._is_main:
             log_metrics(self.run, step, record)
         return False
 
+    def is_logged(self, step: int) -> bool:
+        """Return whether this step is one whose loss is logged, with those since the last."""
+        return step % self.config.log_every == 0 or step == self.total
+
+    def is_measured(self, step: int) -> bool:
+        """Return whether the encoder is measured after this step."""
+        return step % self.config.eval_every == 0 or step == self.total
+
     def measure(self, step: int, logged: dict[str, Any] | None = None) -> bool:
         """Measure the encoder and log that with what is `logged` at this step; return whether it is the best so far.
 
-        All processes embed, each a share; the main process measures, logs and knows the best.
+        All processes embed, each a share; the main process measures, logs and knows the best. Raises `TrainingError` if
+        the embeddings are not finite.
         """
         space = look(self.encoder, self.measured, self._embedded_before if step == 0 else None)
+        if not space.embeddings.isfinite().all():  # its weights can be finite, and so large that its states are not
+            raise TrainingError(
+                f"Step {step}: the embeddings of the held-out sentences are not finite. {last_saved(self.run)} Try a "
+                "lower --learning-rate, a higher --temperature, or --precision fp32."
+            )
         score = similarity_score(self.encoder, self.pairs) if self.pairs is not None else None
         if not self._is_main:
             return False

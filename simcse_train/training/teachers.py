@@ -15,7 +15,7 @@ from simcse_train import distributed
 from simcse_train.config import TrainConfig, objective_setting
 from simcse_train.data.batches import Batch, Batches
 from simcse_train.encoders.encoder import Encoder
-from simcse_train.encoders.packing import pack
+from simcse_train.encoders.packing import moved, pack
 from simcse_train.errors import InputError
 from simcse_train.objectives.objective import Objective, Rows
 from simcse_train.runs.folder import START
@@ -84,7 +84,7 @@ class Teachers:
         if self.bank is not None and "smoothed" in self.needs and not batch.paired:
             smoothed = self.bank.smoothed(batch.sources, int(objective_setting(self.config, "neighbours")))
         if "members" in self.needs and self.batches.members is not None and not batch.paired:
-            members = torch.from_numpy(self.batches.members[batch.sources]).to(batch.texts.device)
+            members = moved(torch.from_numpy(self.batches.members[batch.sources]), batch.texts.device)
         if self.momentum is not None and not batch.paired:
             momentum = self._momentum_rows(self.momentum, batch)
         return Rows(batch.views, batch.texts, start, smoothed, members, momentum, self.similar_above)
