@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
+from simcse_train.encoders import flash
 from simcse_train.encoders.dropout import drop
 from simcse_train.encoders.packing import Packing
 
@@ -53,11 +54,15 @@ def packed_attention(
     heads, groups, size = query.shape[1], key.shape[1], value.shape[-1]
     rows, longest = packing.padded.shape
     causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
-    mask = packing.visible(sliding_window, causal)
-
     if packing.states is not None:
         shape = (1, packing.states.shape[1], groups, -1)
         key, value = (project(packing.states).view(shape).transpose(1, 2) for project in _key_and_value(module))
+    if flash.fits(query, packing, sliding_window, causal):
+        given = query, key, value, packing
+        return flash.attend(*given, dropout=dropout, scaling=scaling, window=sliding_window, causal=causal), None
+    mask = packing.visible(sliding_window, causal)
+
+    if packing.states is not None:
         queries = query[0].transpose(0, 1)[:, :, None]  # (rows, heads, 1, size)
         keys, values = (_shared(_pad(states, packing), heads) for states in (key, value))
         attended = _attend(queries, keys, values, mask[:, :, :1], dropout, scaling)

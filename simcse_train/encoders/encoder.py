@@ -7,7 +7,7 @@ decides.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -60,6 +60,7 @@ class Encoder(nn.Module):
         self.equal_lengths = False
         self.stack: Stack | None = None  # computes the layers in training, where `acceptance` lets it
         self.stack_encodes = False  # whether it also computes them without dropout
+        self.flash: Callable[..., Tensor] | None = None  # computes attention on a GPU, where `acceptance` lets it
         self.float32_only = ""  # why it cannot be computed in bfloat16, if it cannot
         self.notes: list[str] = []  # what the user should know about how this encoder is used
         # Whether the model is told that every token is of type 0: to GPT-2 that is not the same as to be told nothing.
@@ -129,7 +130,7 @@ class Encoder(nn.Module):
         output = self.model(
             input_ids=tokens[None],
             position_ids=places[None],
-            packing=packing(lengths, tokens.device, first_only=first_only),
+            packing=packing(lengths, tokens.device, first_only=first_only, kernel=self.flash),
             **types,
         )
         states: Tensor = output.last_hidden_state[0]

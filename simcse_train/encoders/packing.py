@@ -6,7 +6,7 @@ them. The CPU need not wait for a GPU to tell it how many values there are, and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -51,6 +51,7 @@ class Packing:
     first: Tensor  # (rows,): the index of each sentence's first token
     bounds: Tensor  # (rows + 1,), int32: the same, and after them the number of tokens
     first_only: bool  # whether the last layer computes first tokens alone
+    kernel: Callable[..., Tensor] | None = None  # flash-attention's function, where it is used
     states: Tensor | None = None  # (1, total, hidden): all states, in a layer that computes first tokens alone
     heads: dict[int, tuple[Tensor, Tensor]] = field(
         default_factory=dict
@@ -86,7 +87,13 @@ class Packing:
         return self.masks[key]
 
 
-def packing(lengths: Tensor, device: torch.device | str = "cpu", *, first_only: bool = False) -> Packing:
+def packing(
+    lengths: Tensor,
+    device: torch.device | str = "cpu",
+    *,
+    first_only: bool = False,
+    kernel: Callable[..., Tensor] | None = None,
+) -> Packing:
     """Return the layout of sentences with the given lengths (rows,), on a device."""
     longest = int(lengths.max())
     bounds = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
@@ -102,4 +109,5 @@ def packing(lengths: Tensor, device: torch.device | str = "cpu", *, first_only: 
         first=moved(starts, device),
         bounds=moved(bounds.int(), device),
         first_only=first_only,
+        kernel=kernel,
     )

@@ -24,7 +24,7 @@ from simcse_train import distributed
 from simcse_train.data.files import one_file, open_file
 from simcse_train.data.source import named
 from simcse_train.data.texts import read_texts
-from simcse_train.encoders.compiled.acceptance import use_kernels
+from simcse_train.encoders.acceptance import use_kernels
 from simcse_train.encoders.encoder import Encoder
 from simcse_train.errors import InputError
 from simcse_train.runs.atomic import PARTIAL

@@ -21,7 +21,8 @@ from simcse_train.data.corpus import Corpus
 from simcse_train.data.order import LATEST
 from simcse_train.data.training_pairs import TrainingPairs
 from simcse_train.data.views import Repetition
-from simcse_train.encoders.compiled.acceptance import obstacle, use_kernels
+from simcse_train.encoders import flash
+from simcse_train.encoders.acceptance import obstacle, use_flash, use_kernels
 from simcse_train.encoders.compiled.library import compile_meanwhile, library
 from simcse_train.encoders.encoder import Encoder, dropout_settings
 from simcse_train.encoders.probing import is_deterministic, is_repeatable
@@ -163,6 +164,8 @@ def choose_kernels(encoder: Encoder, config: TrainConfig, before: str = "") -> s
 
     `before` is what this function returned when the run began, if it is resumed. One line says where they do not fit.
     """
+    if encoder.device.type == "cuda":
+        return _choose_flash(encoder, config, before)
     accepted = before.partition(" ")[0]
     reason = use_kernels(encoder, config.precision, accepted) if config.kernels == "auto" else "off"
     if not reason:
@@ -170,6 +173,18 @@ def choose_kernels(encoder: Encoder, config: TrainConfig, before: str = "") -> s
     encoder.stack = None
     if config.kernels == "auto" and config.device == "cpu":
         logger.info(f"Training without compiled kernels: {reason}.")
+    return "off"
+
+
+def _choose_flash(encoder: Encoder, config: TrainConfig, before: str) -> str:
+    """Let flash-attention compute the attention on a GPU if it may and fits; return its name, or off."""
+    reason = use_flash(encoder, config.precision, before) if config.kernels == "auto" else "off"
+    found = flash.installed()
+    if not reason and not isinstance(found, str):
+        return found[0]
+    encoder.flash = None
+    if config.kernels == "auto":
+        logger.info(f"Training without flash attention: {reason}.")
     return "off"
 
 

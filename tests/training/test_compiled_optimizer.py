@@ -101,7 +101,7 @@ def test_autograd_sees_that_parameters_have_changed() -> None:
 
 def test_runs_use_it_where_kernels_compute_the_encoder(small: Path) -> None:
     from simcse_train.config import make_config
-    from simcse_train.encoders.compiled.acceptance import use_kernels
+    from simcse_train.encoders.acceptance import use_kernels
     from simcse_train.encoders.loading import load_encoder
     from simcse_train.training.optimizer import make_optimizer
 

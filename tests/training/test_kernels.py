@@ -10,7 +10,7 @@ import pytest
 import torch
 from accelerate.utils import is_bf16_available
 
-from simcse_train.encoders.compiled import acceptance
+from simcse_train.encoders import acceptance
 from simcse_train.encoders.compiled.build import CannotCompile
 from simcse_train.encoders.compiled.library import library
 from simcse_train.errors import Stopped, TrainingError

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from simcse_train.encoders.compiled import acceptance, build, library
+from simcse_train.encoders import acceptance
+from simcse_train.encoders.compiled import build, library
 from simcse_train.encoders.compiled.build import CannotCompile, compiled_file
 from simcse_train.encoders.loading import load_encoder
 from tests.encoders.families import make_family

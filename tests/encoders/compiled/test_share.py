@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from simcse_train.encoders.compiled.acceptance import use_kernels
+from simcse_train.encoders.acceptance import use_kernels
 from simcse_train.encoders.compiled.library import Library
 from simcse_train.encoders.dropout import noise_of_share
 from simcse_train.encoders.loading import load_encoder

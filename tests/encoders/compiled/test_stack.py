@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from simcse_train.data.batches import two_views
+from simcse_train.encoders.acceptance import use_kernels
 from simcse_train.encoders.compiled import stack
-from simcse_train.encoders.compiled.acceptance import use_kernels
 from simcse_train.encoders.compiled.buffers import Gradients
 from simcse_train.encoders.compiled.stack import padded_tokens
 from simcse_train.encoders.dropout import Dropout, noise_of_share
