@@ -2,7 +2,7 @@
 
     python scripts/measure_memory.py --data corpus.txt
 
-Each setting trains the starter in a process of its own with one thread. Printed are its resident memory at some steps,
+Each setting trains an encoder in a process of its own with one thread. Printed are its resident memory at some steps,
 in MiB, and the processor time per step, which a busy machine changes less than the time on the clock. Linux only.
 """
 
@@ -35,13 +35,15 @@ VARIANTS: dict[str, dict[str, str]] = {
 }
 
 
-def measure(data: Path, steps: list[int], precision: str, environment: dict[str, str]) -> Iterator[tuple[int, float]]:
-    """Train the starter; yield at each step asked for the resident memory in MiB and the processor time in seconds."""
+def measure(
+    data: Path, model: str, steps: list[int], precision: str, environment: dict[str, str]
+) -> Iterator[tuple[int, float]]:
+    """Train the encoder; yield at each step asked for the resident memory in MiB and the processor time in seconds."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         settings = {
             "data": data,
-            "model": "starter",
+            "model": model,
             "output": run,
             "max-steps": steps[-1] + 2,
             "precision": precision,
@@ -82,6 +84,7 @@ def _processor_seconds(pid: int) -> float:
 
 def main(
     data: Annotated[Path, typer.Option(help="Text to train on.")],
+    model: Annotated[str, typer.Option(help="The encoder.")] = "starter",
     steps: Annotated[str, typer.Option(help="Steps at which memory is measured.")] = "50,200,500,1000",
     precision: Annotated[str, typer.Option(help="fp32, bf16 or auto.")] = "auto",
     only: Annotated[str, typer.Option(help="Names of the settings to try, with semicolons.")] = ";".join(VARIANTS),
@@ -93,7 +96,7 @@ def main(
     for name in only.split(";") * rounds:
         typer.echo(f"{name:<28}", nl=False)
         seconds = []
-        for resident, now in measure(data, at, precision, VARIANTS[name]):
+        for resident, now in measure(data, model, at, precision, VARIANTS[name]):
             typer.echo(f"{resident:>11,}", nl=False)
             seconds.append(now)
         typer.echo(f"{1000 * (seconds[-1] - seconds[0]) / (at[-1] - at[0]):>11.1f}")
