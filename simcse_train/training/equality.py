@@ -13,7 +13,7 @@ from simcse_train.data.training_pairs import TrainingPairs
 from simcse_train.encoders.encoder import Encoder
 from simcse_train.errors import InputError
 from simcse_train.search.embeddings import encoder_fingerprint
-from simcse_train.training.plan import versions
+from simcse_train.training.computation import versions
 
 # Their content is compared, since they may have different places on different machines.
 PATHS = {"data", "pairs", "eval", "output", "model"}

@@ -37,9 +37,10 @@ from simcse_train.runs.checkpoint import State, load_objective_state, load_optim
 from simcse_train.runs.folder import checkpoint_path, last_saved
 from simcse_train.runs.start import load_start
 from simcse_train.training.compiled_optimizer import CompiledAdamW
+from simcse_train.training.computation import choose_kernels, computation
 from simcse_train.training.monitor import Best, Monitor
 from simcse_train.training.optimizer import clear_gradients, keep_embedding_gradient, learning_rate_at, make_optimizer
-from simcse_train.training.plan import choose_kernels, computation, make_batches, total_steps
+from simcse_train.training.plan import make_batches, total_steps
 from simcse_train.training.readback import Readback
 from simcse_train.training.step import forward_backward
 from simcse_train.training.stopping import StopRequests

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import math
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor
 
 from simcse_train import distributed, launcher
@@ -21,18 +18,12 @@ from simcse_train.data.corpus import Corpus
 from simcse_train.data.order import LATEST
 from simcse_train.data.training_pairs import TrainingPairs
 from simcse_train.data.views import Repetition
-from simcse_train.encoders import flash
-from simcse_train.encoders.acceptance import obstacle, use_flash, use_kernels
-from simcse_train.encoders.compiled.library import compile_meanwhile, library
 from simcse_train.encoders.encoder import Encoder, dropout_settings
 from simcse_train.encoders.probing import is_deterministic, is_repeatable
 from simcse_train.errors import InputError
 from simcse_train.evaluation.diagnosis import diagnose, recommend, recommend_for_pairs
 from simcse_train.runs.folder import check_space, keep_standard_input
 from simcse_train.training.optimizer import peak_rate
-from simcse_train.version import __version__
-
-logger = logging.getLogger(__name__)
 
 FEWEST_STEPS = 40  # of a run on pairs alone: 200 pairs are four batches, and one pass through them changes nothing
 
@@ -153,41 +144,6 @@ def make_batches(
     )
 
 
-def prepare_kernels(encoder: Encoder, config: TrainConfig) -> None:
-    """Let the kernels compile while the text is tokenised, where the run may be computed by them."""
-    if config.kernels == "auto" and not obstacle(encoder, config.precision):
-        compile_meanwhile()
-
-
-def choose_kernels(encoder: Encoder, config: TrainConfig, before: str = "") -> str:
-    """Let kernels compute the encoder if the settings allow it and they fit; return what decides the last bits.
-
-    `before` is what this function returned when the run began, if it is resumed. One line says where they do not fit.
-    """
-    if encoder.device.type == "cuda":
-        return _choose_flash(encoder, config, before)
-    accepted = before.partition(" ")[0]
-    reason = use_kernels(encoder, config.precision, accepted) if config.kernels == "auto" else "off"
-    if not reason:
-        return f"{library().name} on {torch.get_num_threads()} threads"
-    encoder.stack = None
-    if config.kernels == "auto" and config.device == "cpu":
-        logger.info(f"Training without compiled kernels: {reason}.")
-    return "off"
-
-
-def _choose_flash(encoder: Encoder, config: TrainConfig, before: str) -> str:
-    """Let flash-attention compute the attention on a GPU if it may and fits; return its name, or off."""
-    reason = use_flash(encoder, config.precision, before) if config.kernels == "auto" else "off"
-    found = flash.installed()
-    if not reason and not isinstance(found, str):
-        return found[0]
-    encoder.flash = None
-    if config.kernels == "auto":
-        logger.info(f"Training without flash attention: {reason}.")
-    return "off"
-
-
 def _lasting(entry: str) -> str:
     """Return the name of a text that stands for the same files later and in another working directory."""
     return hub.download(entry).name if entry.startswith(hub.PREFIX) else _absolute(entry)
@@ -275,22 +231,3 @@ def check_disk(encoder: Encoder, config: TrainConfig, run: Path) -> None:
     """Refuse a run whose checkpoints do not fit on the disk; raises `InputError`."""
     weights = sum(p.numel() * p.element_size() for p in encoder.parameters())
     check_space(run, weights, config.keep + bool(config.eval))
-
-
-def versions() -> dict[str, str]:
-    """Return the versions on which the last bits of a run depend."""
-    return {
-        "simcse-train": __version__,
-        "torch": str(torch.__version__),
-        "transformers": str(transformers.__version__),
-        "python": sys.version.split()[0],
-    }
-
-
-def computation(encoder: Encoder, kernels: str) -> dict[str, str]:
-    """Return what decides, besides the saved state, whether a run ends with the same bits.
-
-    How an encoder computes is found by trying it when it is loaded, on the weights that it has then. `kernels` is what
-    `choose_kernels` returned.
-    """
-    return {**versions(), "batches": encoder.batches, "kernels": kernels}

@@ -42,6 +42,7 @@ from simcse_train.runs.metrics import drop_metrics_after, read_metrics
 from simcse_train.runs.start import keep_start, source_of_start
 from simcse_train.runs.trackers import tracked
 from simcse_train.search.embeddings import embed_rows_together
+from simcse_train.training.computation import computation, prepare_kernels
 from simcse_train.training.equality import require_equal_data, require_equal_kernels, require_equal_settings
 from simcse_train.training.loop import Trainer
 from simcse_train.training.plan import (
@@ -49,10 +50,8 @@ from simcse_train.training.plan import (
     check_disk,
     choose_epochs,
     choose_objective,
-    computation,
     find_device,
     make_batches,
-    prepare_kernels,
     resolve,
 )
 from simcse_train.training.stopping import StopRequests
