@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from simcse_train.data.files import find_files
 from simcse_train.errors import InputError
+
+if TYPE_CHECKING:
+    from simcse_train.encoders.encoder import Encoder
 
 EncoderArgument = Annotated[
     str, typer.Argument(metavar="ENCODER", help="An export, a run, a checkpoint, or a model's name.")
@@ -63,6 +66,19 @@ def require_path(path: Path, option: str) -> None:
     """Raise `InputError` if a file or folder is not there, as early as `require_text` does."""
     if not path.exists():
         raise InputError(f"{option} {path}: there is no such file or folder. Check the path.")
+
+
+def load(name_or_path: str, pooling: str) -> Encoder:
+    """Load what a user calls an encoder, onto the GPU where there is one.
+
+    Raises `InputError` as `load_encoder` does.
+    """
+    import torch
+
+    from simcse_train.export.folder import load_saved_encoder
+
+    encoder = load_saved_encoder(name_or_path, pooling=pooling)
+    return encoder.to("cuda") if torch.cuda.is_available() else encoder
 
 
 def quiet() -> None:

@@ -14,6 +14,7 @@ from simcse_train.cli.app import (
     PoolingOption,
     TextColumnOption,
     app,
+    load,
     quiet,
     require_path,
     require_text,
@@ -76,7 +77,6 @@ def compare_command(
     from simcse_train.data.pairs import read_pairs
     from simcse_train.evaluation import comparison as blind
     from simcse_train.evaluation.labels import read_labelled
-    from simcse_train.export.folder import load_saved_encoder
 
     decide: Callable[[blind.Question], blind.Choice | None] = _ask_person
     if judge is not None:
@@ -92,7 +92,7 @@ def compare_command(
         raise InputError("--label-column is for a file of labels: name it with --judge.")
     if judge_text_column is not None and label_column is None:
         raise InputError("--judge-text-column is for a file of labels: name their column with --label-column.")
-    encoders = [load_saved_encoder(name, pooling=pooling) for name in (old, new)]
+    encoders = [load(name, pooling) for name in (old, new)]
     asked = blind.Comparison(encoders[0], encoders[1], data, text_column, encoding)
     path = answers or Path(f"compare-{asked.fingerprint[:8]}.jsonl")
     if judge is None:

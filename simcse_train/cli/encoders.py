@@ -14,6 +14,7 @@ from simcse_train.cli.app import (
     PoolingOption,
     TextColumnOption,
     app,
+    load,
     quiet,
     require_path,
     require_text,
@@ -54,10 +55,9 @@ def evaluate_command(
     quiet()
     from simcse_train import distributed
     from simcse_train.evaluation import labels, sts, transfer
-    from simcse_train.export.folder import load_saved_encoder
 
     with distributed.connected(lambda: "Run it again."):
-        loaded = load_saved_encoder(encoder, pooling=pooling)
+        loaded = load(encoder, pooling)
         progress = sys.stderr.isatty() and distributed.is_main()
         if label_column is not None:
             scores = labels.evaluate_labels(loaded, data, label_column, text_column, encoding, show_progress=progress)
@@ -89,12 +89,11 @@ def encode_command(
     require_text([source], "INPUT")
     quiet()
     from simcse_train import distributed
-    from simcse_train.export.folder import load_saved_encoder
     from simcse_train.search.encode import encode_file
     from simcse_train.training.plan import find_precision
 
     with distributed.connected(lambda: "Nothing was written. Run it again."):
-        loaded = load_saved_encoder(encoder, pooling=pooling)
+        loaded = load(encoder, pooling)
         rows, width = encode_file(
             loaded,
             source,
@@ -134,19 +133,18 @@ def search_command(
     require_text(data)
     quiet()
     from simcse_train.data.display import shown
-    from simcse_train.export.folder import load_saved_encoder
     from simcse_train.search.search import open_text, search
 
     if serve:
         from simcse_train.pages.search import Side, search_routes
 
         names = [encoder] if beside is None else [encoder, beside]
-        encoders = [load_saved_encoder(name, pooling=pooling) for name in names]
+        encoders = [load(name, pooling) for name in names]
         texts = [open_text(loaded, data, text_column, encoding) for loaded in encoders]
         sides = [Side(*side) for side in zip(names, encoders, texts, strict=True)]
         serve_pages(search_routes(sides, count), port)
         return
-    loaded = load_saved_encoder(encoder, pooling=pooling)
+    loaded = load(encoder, pooling)
     text = open_text(loaded, data, text_column, encoding)
     for sentence in [query] if query is not None else (line.strip() for line in sys.stdin):
         if not sentence:

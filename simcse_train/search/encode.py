@@ -24,7 +24,7 @@ from simcse_train import distributed
 from simcse_train.data.files import one_file, open_file
 from simcse_train.data.source import named
 from simcse_train.data.texts import read_texts
-from simcse_train.encoders.acceptance import use_kernels
+from simcse_train.encoders.acceptance import use_flash, use_kernels
 from simcse_train.encoders.encoder import Encoder
 from simcse_train.errors import InputError
 from simcse_train.runs.atomic import PARTIAL
@@ -99,6 +99,8 @@ def _encoded(encoder: Encoder, sentences: Iterator[str], normalized: bool, preci
                 # A shorter text is encoded before the kernels are compiled and tried.
                 if is_first and len(chunk) == share:
                     encoder.stack_encodes = not use_kernels(encoder, precision)
+                    if encoder.device.type == "cuda":
+                        use_flash(encoder, precision)
                 is_first = False
                 with torch.autocast(encoder.device.type, torch.bfloat16, enabled=precision == "bf16"):
                     embeddings = encode_together(encoder, chunk, batch_size=BATCH, normalized=normalized)
