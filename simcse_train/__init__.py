@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from simcse_train.config import TrainConfig
     from simcse_train.encoders.loading import load_encoder
     from simcse_train.errors import InputError
-    from simcse_train.training.start import Run, resume, train
+    from simcse_train.training.finish import Run
+    from simcse_train.training.start import resume, train
 
 __all__ = ["InputError", "Run", "TrainConfig", "__version__", "load_encoder", "resume", "train"]
 
@@ -25,7 +26,7 @@ _MODULES = {
     "InputError": "errors",
     "TrainConfig": "config",
     "load_encoder": "encoders.loading",
-    "Run": "training.start",
+    "Run": "training.finish",
     "resume": "training.start",
     "train": "training.start",
 }

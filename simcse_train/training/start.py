@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +18,14 @@ from simcse_train.data.pairs import fingerprint
 from simcse_train.encoders.encoder import Encoder
 from simcse_train.encoders.head import projection_head
 from simcse_train.encoders.loading import load_encoder
-from simcse_train.errors import InputError, TrainingError
-from simcse_train.export.folder import load_chosen, write_export
+from simcse_train.errors import InputError
 from simcse_train.objectives.registry import make_objective
-from simcse_train.report.summary import Seen
-from simcse_train.report.verdict import announcement, describe, judge, only_measures
+from simcse_train.report.verdict import announcement
 from simcse_train.runs.atomic import write_text
 from simcse_train.runs.checkpoint import find_checkpoint, load_checkpoint_encoder, load_state, run_to_resume
 from simcse_train.runs.folder import (
     CONFIG,
-    ENCODER,
     METRICS,
-    checkpoint_path,
     checkpoints,
     never_saved,
     new_run_folder,
@@ -38,12 +33,13 @@ from simcse_train.runs.folder import (
     remove_unused,
     run_folder,
 )
-from simcse_train.runs.metrics import drop_metrics_after, read_metrics
+from simcse_train.runs.metrics import drop_metrics_after
 from simcse_train.runs.start import keep_start, source_of_start
 from simcse_train.runs.trackers import tracked
 from simcse_train.search.embeddings import embed_rows_together
 from simcse_train.training.computation import computation, prepare_kernels
 from simcse_train.training.equality import require_equal_data, require_equal_kernels, require_equal_settings
+from simcse_train.training.finish import Run, finish
 from simcse_train.training.loop import Trainer
 from simcse_train.training.plan import (
     changed,
@@ -59,17 +55,6 @@ from simcse_train.training.teachers import needs_start
 from simcse_train.training.texts import labelled_pairs, open_texts
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished run: its folder, its encoder, what was measured before and after training, and what a report shows."""
-
-    folder: Path
-    encoder: Encoder
-    before: Mapping[str, float]
-    after: Mapping[str, float]
-    seen: Seen | None = None  # where it is known without embedding again
 
 
 def train(config: TrainConfig, encoder: Encoder | None = None) -> Run:
@@ -276,28 +261,3 @@ def _announce(trainer: Trainer) -> None:
         trainer.total,
     ):
         logger.info(line)
-
-
-def finish(trainer: Trainer) -> Run:
-    """Export the encoder, the best where there is one, and report what was measured before and after training."""
-    run = trainer.run
-    newest = checkpoint_path(run, trainer.step)
-    try:
-        state, encoder = load_chosen(run, newest, None)
-    except InputError as error:  # what this very run saved is damaged or gone: not a fault of the input
-        raise TrainingError(f"The run is trained, but its encoder can't be exported. {error}") from None
-    write_export(encoder, state, run, run / ENCODER)
-    encoder.head = None
-    measured = {line["step"]: line for line in read_metrics(run) if "uniformity" in line}
-    before, last, after = (only_measures(measured.get(step, {})) for step in (0, trainer.step, state.step))
-    if before:
-        logger.info(f"before training  {describe(before)}")
-    logger.info(f"after training   {describe(last)}")
-    if state.step not in (0, trainer.step):
-        logger.info(f"best, step {state.step:<5}  {describe(after)}")
-    logger.info(str(judge(before, last if state.step == 0 else after)))
-    if state.step == 0:
-        logger.info(f"Training did not help here. Encoder: {run / ENCODER}, the one you started with.")
-    else:
-        logger.info(f"Encoder: {run / ENCODER} (step {state.step}), ready for SentenceTransformer or AutoModel.")
-    return Run(run, encoder, before, after, trainer.seen(state.step))

@@ -24,8 +24,9 @@ from simcse_train.objectives.registry import OBJECTIVES, make_objective
 from simcse_train.randomness import seeded
 from simcse_train.runs.folder import checkpoint_path, checkpoints
 from simcse_train.runs.manifest import damage
+from simcse_train.training.finish import Run
 from simcse_train.training.optimizer import learning_rate_at, parameter_groups
-from simcse_train.training.start import Run, resume, train
+from simcse_train.training.start import resume, train
 from simcse_train.training.step import forward_backward
 from simcse_train.training.stopping import StopRequests
 from tests.conftest import make_bert
