@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from simcse_train import distributed
 from simcse_train.cache import cache_folder
 from simcse_train.encoders.encoder import Encoder
-from simcse_train.encoders.packing import pack
+from simcse_train.encoders.packing import moved, pack
 from simcse_train.errors import InputError
 from simcse_train.runs.atomic import PARTIAL, flush
 
@@ -48,7 +48,7 @@ def embed_rows(encoder: Encoder, rows: Sequence[Sequence[int]], autocast: Autoca
         chosen = order[start : start + BATCH]
         with autocast():
             embeddings = encoder.embed(*pack([rows[row] for row in chosen], encoder.device))
-        found[torch.tensor(chosen, device=encoder.device)] = normalize(embeddings.float())
+        found[moved(torch.tensor(chosen), encoder.device)] = normalize(embeddings.float())
     encoder.train(training)
     return found
 
