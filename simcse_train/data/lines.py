@@ -85,6 +85,8 @@ def read_lines(stream: Iterable[bytes], source: Source, first: int = 1) -> Itera
     for number, raw in enumerate(stream, first):
         line = raw.removesuffix(b"\n").removesuffix(b"\r")
         if number == 1:
+            if raw == codecs.BOM_UTF8:  # a file that holds no more than its mark has no line
+                continue
             line = line.removeprefix(codecs.BOM_UTF8)
         if b"\0" in line:
             raise source.error("holds a NUL byte: this is a binary file, not text. Give a text file.", number)
@@ -110,6 +112,8 @@ def _decoded(raw: list[bytes], source: Source, first: int) -> list[str]:
         return [line for _, line in read_lines(raw, source, first)]  # raises with the number of the line
     if first == 1:
         text = text.removeprefix("\ufeff")
+        if not text:
+            return []
     lines = text.removesuffix("\n").split("\n")
     return [line.removesuffix("\r") for line in lines] if "\r" in text else lines
 

@@ -5,22 +5,30 @@ from __future__ import annotations
 import bz2
 import contextlib
 import csv
+import encodings
 import gzip
 import io
 import json
 import lzma
 from collections.abc import Callable
+from pkgutil import iter_modules
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from simcse_train.data.compression import zstd
 
-OTHER_ENCODINGS = """
-utf-16 utf-16-le utf-16-be utf-32 cp1250 cp1251 cp1252 cp1253 cp1254 cp1255 cp1256 cp1257 cp1258 iso8859-2 iso8859-5
-iso8859-7 koi8-r koi8-u gb18030 big5 big5hkscs cp932 shift_jis shift_jis_2004 euc_jp euc_jis_2004 iso2022_jp iso2022_kr
-iso2022_jp_2 cp949 euc_kr tis-620 cp874 hz utf-7
-""".split()  # noqa: SIM905
+
+def _is_of_text(encoding: str) -> bool:
+    try:
+        "".encode(encoding)
+    except (LookupError, ValueError):  # unknown on this system, or of bytes
+        return False
+    return True
+
+
+# All that Python knows, since the detection may name any for bytes that are drawn at random.
+OTHER_ENCODINGS = sorted(filter(_is_of_text, {found.name for found in iter_modules(encodings.__path__)} - {"utf_8"}))
 
 COMPRESS: dict[str, tuple[Callable[[bytes], bytes], Callable[[bytes], bytes]]] = {
     ".gz": (gzip.compress, gzip.decompress),
@@ -52,7 +60,8 @@ def readings(ending: str, content: bytes) -> list[list[str]]:
 def decoded(content: bytes) -> list[str]:
     """Decode a text as UTF-8, or else as any encoding that it may have; also with carriage returns as line ends."""
     texts = []
-    for encoding in ("utf-8-sig", *(OTHER_ENCODINGS if not is_utf8(content) or b"\x1b$" in content else ())):
+    is_plain = is_utf8(content) and b"\0" not in content and b"\x1b$" not in content
+    for encoding in ("utf-8-sig", *(() if is_plain else OTHER_ENCODINGS)):
         with contextlib.suppress(UnicodeError):
             texts.append(content.decode(encoding))
     if b"\n" not in content:

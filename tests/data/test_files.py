@@ -30,6 +30,8 @@ def test_a_line_ends_at_a_line_feed_and_nowhere_else() -> None:
 
 def test_a_byte_order_mark_is_no_text_at_the_start_and_text_elsewhere() -> None:
     assert read("x.txt", "\ufeffone\n\ufefftwo".encode()) == ["one", "\ufefftwo"]
+    assert read("x.txt", "\ufeff".encode()) == []
+    assert read("x.txt", "\ufeff\n".encode()) == [""]
 
 
 @pytest.mark.parametrize(

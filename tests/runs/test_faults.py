@@ -28,8 +28,8 @@ from simcse_train.runs.atomic import remove_leftovers, write_folder
 from simcse_train.runs.checkpoint import find_checkpoint
 from simcse_train.runs.folder import checkpoints
 from simcse_train.runs.manifest import damage
+from simcse_train.training import finish as finish_module
 from simcse_train.training import monitor
-from simcse_train.training import start as start_module
 from simcse_train.training.start import resume, train
 from tests.training.test_loop import bits, interrupted_at, settings
 
@@ -142,7 +142,7 @@ def test_a_full_disk_at_the_export_ends_the_run_and_leaves_the_checkpoints(
 ) -> None:
     run = small_disk / "x"
     with monkeypatch.context() as patch:
-        patch.setattr(start_module, "load_chosen", lambda *args: (fill(small_disk, 50_000), load_chosen(*args))[1])
+        patch.setattr(finish_module, "load_chosen", lambda *args: (fill(small_disk, 50_000), load_chosen(*args))[1])
         with pytest.raises(SaveError, match="encoder can't be written: .*No space left.*intact"):
             train(settings(text, tiny, run, max_steps=STEPS))
     assert not (run / "encoder").exists()

@@ -12,7 +12,7 @@ from accelerate.utils import is_bf16_available
 
 from simcse_train.encoders import acceptance
 from simcse_train.encoders.compiled.build import CannotCompile
-from simcse_train.encoders.compiled.library import library
+from simcse_train.encoders.compiled.library import _library, library
 from simcse_train.errors import Stopped, TrainingError
 from simcse_train.objectives.registry import OBJECTIVES
 from simcse_train.runs.checkpoint import State, load_state
@@ -73,12 +73,12 @@ def test_a_run_goes_on_with_the_path_it_was_started_with_or_says_that_it_cannot(
     common = {"max_steps": 4, "save_every": 2, "keep": 3}
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
-    library.cache_clear()
+    _library.cache_clear()
     without = train(settings(text, small, tmp_path / "without", **common)).folder
     assert caplog.text.count("Training without compiled kernels: there is no C++ compiler") == 1
     assert last_state(without).versions["kernels"] == "off"
     monkeypatch.undo()
-    library.cache_clear()
+    _library.cache_clear()
     caplog.clear()
     resume(checkpoints(without)[0])  # now there is a compiler
     assert last_state(without).versions["kernels"] == "off"
@@ -87,11 +87,11 @@ def test_a_run_goes_on_with_the_path_it_was_started_with_or_says_that_it_cannot(
     with_kernels = train(settings(text, small, tmp_path / "with", **common)).folder
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
-    library.cache_clear()
+    _library.cache_clear()
     resume(checkpoints(with_kernels)[0])
     assert "kernels" in caplog.text and "now off: the result may differ in its last bits" in caplog.text
     monkeypatch.undo()
-    library.cache_clear()
+    _library.cache_clear()
 
 
 def test_a_checkpoint_of_a_version_without_kernels_resumes_without_them(

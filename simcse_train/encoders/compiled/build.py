@@ -40,8 +40,8 @@ def compiled_file(more_flags: Sequence[str] = ()) -> Path:
     compiler = _find_compiler()
     command = [compiler, *FLAGS, *_flags_of_this_machine(), *more_flags]
     folder = cache_folder() / "kernels"
-    key = _digest(json.dumps([source_digest(), command, _version(compiler), _processor()]).encode())
     try:
+        key = _digest(json.dumps([source_digest(), command, _version(compiler), _processor()]).encode())
         for path in sorted(folder.glob(f"{key}-*.so")):
             if path.stem == f"{key}-{_digest(path.read_bytes())}":
                 return path
@@ -90,8 +90,11 @@ def _processor() -> list[str]:
 
 def _run(command: list[str]) -> str:
     """Return the output of a program; raises `CannotCompile` with the first line of its errors."""
+    environment = dict(os.environ)  # a copy: this may be a thread, and another one may change it meanwhile
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=TIMEOUT, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=TIMEOUT, check=False, env=environment
+        )
     except subprocess.TimeoutExpired:
         raise CannotCompile(f"{command[0]} took more than {TIMEOUT} seconds") from None
     if done.returncode:

@@ -62,11 +62,15 @@ class Library:
         return int(self.handle.attention_scratch(ctypes.c_int64(longest), ctypes.c_int64(size)))
 
 
-@functools.cache
 def library() -> Library:
     """Return the kernels, compiled if need be; raises `CannotCompile`."""
     with _at_work:
-        return load(compiled_file())
+        return _library()
+
+
+@functools.cache
+def _library() -> Library:
+    return load(compiled_file())
 
 
 def compile_meanwhile() -> None:

@@ -23,9 +23,9 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """An empty cache, and kernels of which nothing is loaded."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(build, "FLAGS", ("-std=c++17", "-O0", "-fPIC", "-Wno-psabi"))  # a second instead of several
-    library.library.cache_clear()
+    library._library.cache_clear()
     yield tmp_path / "simcse-train" / "kernels"
-    library.library.cache_clear()
+    library._library.cache_clear()
 
 
 def test_kernels_are_compiled_once_and_again_if_the_file_is_damaged(
@@ -74,7 +74,7 @@ def test_without_a_compiler_or_with_one_that_fails_the_present_computation_is_us
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache.parent.parent))
     monkeypatch.setattr(build, "FLAGS", ("--no-such-flag",))
-    library.library.cache_clear()
+    library._library.cache_clear()
     reason = acceptance.use_kernels(encoder, "fp32")
     assert "fails: " in reason and "no-such-flag" in reason
     assert encoder.stack is None
