@@ -130,7 +130,7 @@ def main(
         span = f"range {min(values):.3f} to {max(values):.3f}"
         typer.echo(f"{trainer:<22} mean {mean(values):.3f}  standard deviation {spread}  {span}")
     for trainer, runs in losses.items():
-        ranges = ", ".join(f"{min(quarter):.4f} to {max(quarter):.4f}" for quarter in zip(*runs, strict=True))
+        ranges = ", ".join(f"{min(quarter):.3g} to {max(quarter):.3g}" for quarter in zip(*runs, strict=True))
         typer.echo(f"{trainer:<22} loss by quarters of the run: {ranges}")
     for first, second in itertools.combinations(scores, 2):
         typer.echo(
