@@ -94,10 +94,11 @@ class Encoder(nn.Module):
         return embeddings if self.head is None else self.head(embeddings)
 
     def embed(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """Return the embeddings (rows, hidden) in float32 of packed tokens (total,) with lengths (rows,), on the CPU.
+        """Return the embeddings (rows, hidden) in float32 of packed tokens (total,) with lengths (rows,).
 
-        They are pooled and passed through the folder's modules. The head is left out: this is what is evaluated and
-        exported (`cls_before_pooler` of the paper's code).
+        The lengths are on the CPU, whatever the device of the tokens. The embeddings are pooled and passed through the
+        folder's modules. The head is left out: this is what is evaluated and exported (`cls_before_pooler` of the
+        paper's code).
         """
         embeddings: Tensor = self.modules_after(self._pooled(tokens, lengths))
         return embeddings.float()

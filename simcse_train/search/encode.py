@@ -107,7 +107,7 @@ def _encoded(encoder: Encoder, sentences: Iterator[str], normalized: bool, preci
                 yield chunk, embeddings
                 bar.update(len(chunk))
     finally:
-        encoder.stack_encodes = False
+        encoder.stack_encodes, encoder.flash = False, None
 
 
 def _write_npy(stream: BinaryIO, rows: Rows, width: int) -> int:
