@@ -63,11 +63,16 @@ def diagnose(embeddings: Tensor) -> Diagnosis:
     )
 
 
+def harmless_rate(steps: int) -> float:
+    """Return the learning rate up to which NT-Xent, on a general text, harms no tuned encoder in so many steps."""
+    return float(f"{LEARNING_RATE * min(1.0, HARMLESS_STEPS / steps):.2g}")
+
+
 def recommend(diagnosis: Diagnosis, steps: int) -> tuple[dict[str, Any], str]:
     """Return what suits encoder and text in a run of so many steps at the default rate, as settings, and the reason."""
     settings, reason = _recommended_objective(diagnosis)
     if diagnosis.is_tuned and diagnosis.is_general and steps > HARMLESS_STEPS:
-        settings["learning_rate"] = float(f"{LEARNING_RATE * HARMLESS_STEPS / steps:.2g}")
+        settings["learning_rate"] = harmless_rate(steps)
         reason += f"; in {steps:,} steps at {LEARNING_RATE:g} it would unlearn what it was tuned for"
     return settings, reason
 

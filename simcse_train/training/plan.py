@@ -21,7 +21,14 @@ from simcse_train.data.views import Repetition
 from simcse_train.encoders.encoder import Encoder, dropout_settings
 from simcse_train.encoders.probing import is_deterministic, is_repeatable
 from simcse_train.errors import InputError
-from simcse_train.evaluation.diagnosis import diagnose, recommend, recommend_for_pairs
+from simcse_train.evaluation.diagnosis import (
+    GENERAL,
+    TUNED,
+    diagnose,
+    harmless_rate,
+    recommend,
+    recommend_for_pairs,
+)
 from simcse_train.runs.folder import check_space, keep_standard_input
 from simcse_train.training.optimizer import peak_rate
 
@@ -114,6 +121,22 @@ def choose_objective(config: TrainConfig, embeddings: Tensor, batches: Batches) 
 def total_steps(config: TrainConfig, batches: Batches) -> int:
     """Return the number of steps of a run whose epochs are chosen."""
     return config.max_steps or (config.epochs or 1) * batches.per_epoch
+
+
+def risk_of_more_steps(config: TrainConfig, total: int, first: Mapping[str, float]) -> str:
+    """Return what a resumed run risks in `total` steps, more than it began with; nothing where its rate suits them.
+
+    first: the measures of step 0.
+    """
+    rate, harmless = peak_rate(config), harmless_rate(total)
+    is_general = first.get("uniformity", 0.0) < TUNED and first.get("hardest_negative", 1.0) < GENERAL
+    if config.objective != "ntxent" or not is_general or rate <= harmless:
+        return ""
+    return (
+        f"The run was begun with fewer steps, and keeps its learning rate of {rate:g}. In {total:,} steps at this rate "
+        "an encoder that was tuned for sentences may unlearn on a general text what it was tuned for. A new run with "
+        f"--max-steps {total} and --learning-rate {harmless:g} avoids that."
+    )
 
 
 def choose_epochs(config: TrainConfig, batches: Batches) -> TrainConfig:

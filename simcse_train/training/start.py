@@ -33,7 +33,7 @@ from simcse_train.runs.folder import (
     remove_unused,
     run_folder,
 )
-from simcse_train.runs.metrics import drop_metrics_after
+from simcse_train.runs.metrics import drop_metrics_after, read_metrics
 from simcse_train.runs.start import keep_start, source_of_start
 from simcse_train.runs.trackers import tracked
 from simcse_train.search.embeddings import embed_rows_together
@@ -49,6 +49,8 @@ from simcse_train.training.plan import (
     find_device,
     make_batches,
     resolve,
+    risk_of_more_steps,
+    total_steps,
 )
 from simcse_train.training.stopping import StopRequests
 from simcse_train.training.teachers import needs_start
@@ -234,6 +236,10 @@ def _resumed_trainer(run: Path, checkpoint: Path, changes: Mapping[str, Any]) ->
         drop_metrics_after(run, state.step)
         write_text(run / CONFIG, config_yaml(config))
     logger.info(f"Continuing from {checkpoint}, step {state.step} of {trainer.total}.")
+    if trainer.total > total_steps(state.config(), trainer.batches):
+        first = next((line for line in read_metrics(run) if line["step"] == 0), {})
+        if risk := risk_of_more_steps(config, trainer.total, first):
+            logger.warning(risk)
     now = computation(encoder, trainer.kernels)
     before = {"kernels": "off", "batches": now["batches"]} | state.versions  # version 0.1.0 had none, or did not say
     differ = [f"{name} {before.get(name)}, now {new}" for name, new in now.items() if before.get(name) != new]

@@ -11,7 +11,7 @@ from simcse_train.encoders.loading import load_encoder
 from simcse_train.errors import InputError
 from simcse_train.search.embeddings import embed_rows
 from simcse_train.training.plan import changed, choose_objective, make_batches, total_steps
-from simcse_train.training.start import train
+from simcse_train.training.start import resume, train
 from simcse_train.training.texts import open_texts
 from tests.training.test_loop import settings
 
@@ -66,3 +66,32 @@ def test_the_config_of_a_run_has_its_learning_rate(
             **changes,
         }
         assert yaml.safe_load((train(make_config(given)).folder / "config.yaml").read_text())["learning_rate"] == rate
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "steps", "is_warned"),
+    [
+        ("starter", {"learning_rate": 1e-3}, 3, True),
+        ("starter", {"learning_rate": 1e-3}, 2, False),  # as many as it began with
+        ("starter", {}, 3, False),
+        ("starter", {"learning_rate": 1e-3, "objective": "relational"}, 3, False),
+        ("tiny", {"learning_rate": 1e-3}, 3, False),  # a plain encoder has nothing to unlearn
+    ],
+)
+def test_a_run_made_longer_says_what_its_rate_may_cost(
+    text: Path,
+    tiny: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    model: str,
+    changes: dict[str, Any],
+    steps: int,
+    is_warned: bool,
+) -> None:
+    path = str(tiny) if model == "tiny" else model
+    given = {"data": str(text), "model": path, "batch_size": 8, "max_steps": 2, "output": str(tmp_path / "run")}
+    run = train(make_config(given | changes)).folder
+    caplog.clear()
+    resume(run, {"max_steps": steps})
+    assert ("In 3 steps at this rate" in caplog.text) is is_warned
+    assert ("--max-steps 3 and --learning-rate 3e-05" in caplog.text) is is_warned
