@@ -163,9 +163,9 @@ class TrainConfig(BaseModel):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = _setting(
         OPTIMISATION, "Arithmetic of the encoder.", auto="auto, the device's fastest", default="auto"
     )
-    kernels: Literal["auto", "off"] = _setting(
+    kernels: Literal["auto", "compile", "off"] = _setting(
         OPTIMISATION,
-        "Compute the encoder by kernels that the system's C++ compiler makes.",
+        "Compute by kernels that the system's C++ compiler makes; compile: by torch.compile, on a GPU.",
         auto="auto, on a CPU where they fit",
         default="auto",
     )

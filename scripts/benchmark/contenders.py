@@ -29,7 +29,7 @@ class Contender:
     compiled: bool = False  # torch.compile
     flash: bool = False  # flash attention, to which sentence-transformers gives batches without padding
     packed: bool = False  # this program's batches without padding
-    kernels: bool = False  # this program's compiled kernels
+    kernels: bool = False  # this program's compiled kernels, on a GPU those of flash attention
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,10 @@ def contenders(precision: str, device: str, cores: int) -> list[Contender]:
             found.append(replace(plain, name="peer-flash", flash=True))
     found.append(Contender("padded", OURS, precision, one_pass=True))
     found.append(replace(found[-1], name="packed", packed=True))
-    if device == "cpu":
+    if device == "cpu" or find_spec("flash_attn"):  # whose kernels are used on a GPU
         found.append(replace(found[-1], name="kernels", kernels=True))
+    if device == "cuda":
+        found.append(replace(found[-1], name="compiled", kernels=True, compiled=True))
     return found
 
 
@@ -94,5 +96,6 @@ def label(contender: Contender) -> str:
         "padded": "simcse-train, padded",
         "packed": "simcse-train, packed",
         "kernels": "simcse-train",
+        "compiled": "simcse-train, torch.compile",
     }
     return added[contender.name]

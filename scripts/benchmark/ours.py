@@ -11,7 +11,7 @@ NEVER = 10**9
 
 
 def train_ours(contender: Contender, job: Job, folder: Path) -> None:
-    """Train with the program's defaults, on padded batches or without kernels where the contender says so."""
+    """Train with the program's defaults, but on padded batches and by what computes as the contender says."""
     from simcse_train import load_encoder, train
     from simcse_train.config import make_config
 
@@ -25,7 +25,7 @@ def train_ours(contender: Contender, job: Job, folder: Path) -> None:
         "max_length": job.max_length,
         "device": job.device,
         "precision": contender.precision,
-        "kernels": "auto" if contender.kernels else "off",
+        "kernels": "compile" if contender.compiled else "auto" if contender.kernels else "off",
         "seed": job.seed,
         "eval_every": NEVER,
         "save_every": NEVER,

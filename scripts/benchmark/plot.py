@@ -9,7 +9,7 @@ from typing import Any
 from scripts.benchmark.contenders import OURS, Contender, label
 
 INK, DIM, GREY, BLUE, PALE, RED = "#222222", "#666666", "#b4b9c1", "#2463ae", "#8fb2dc", "#b3372f"
-COLOURS = {"kernels": BLUE, "packed": BLUE, "padded": PALE}
+COLOURS = {"compiled": BLUE, "kernels": BLUE, "packed": BLUE, "padded": PALE}
 ABOVE: dict[str, Any] = {
     "xycoords": ("data", "axes fraction"),
     "textcoords": "offset points",

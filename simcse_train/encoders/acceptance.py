@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from simcse_train.encoders import flash
+from simcse_train.encoders import flash, fusion
 from simcse_train.encoders.compiled.build import CannotCompile
 from simcse_train.encoders.compiled.families import embed_tokens, read_layers, unsupported
 from simcse_train.encoders.compiled.library import library
@@ -93,6 +93,35 @@ def use_flash(encoder: Encoder, precision: str, accepted: str = "") -> str:
         if differs:
             return differs
     encoder.flash = kernel
+    return ""
+
+
+def use_fused_layers(encoder: Encoder, precision: str, accepted: bool = False) -> str:
+    """Let torch.compile compute an encoder's layers; return why not, or nothing if it does.
+
+    `accepted` says whether the run began so; see `use_kernels`. Attention must have been chosen before.
+    """
+
+    def with_fusion(tokens: Tensor, lengths: Tensor, first_only: bool) -> Tensor:
+        fusion.fuse_layers(encoder.model)
+        try:
+            return encoder.states(tokens, lengths, first_only=first_only)
+        finally:
+            fusion.separate_layers(encoder.model)
+
+    fusion.separate_layers(encoder.model)
+    if not encoder.packed:
+        return "this encoder's batches are not packed"
+    if not accepted:
+        try:
+            differs = difference(
+                encoder, _present(encoder), with_fusion, list(encoder.model.parameters()), PRECISIONS[precision]
+            )
+        except Exception as error:  # whatever the compiler raises for this model
+            return f"the probe failed ({' '.join(str(error).split())[:200]})"
+        if differs:
+            return differs
+    fusion.fuse_layers(encoder.model)
     return ""
 
 

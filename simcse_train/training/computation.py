@@ -1,4 +1,4 @@
-"""By what a run is computed: compiled kernels, flash attention or PyTorch alone, and the versions of all that."""
+"""By what a run is computed: compiled kernels, flash attention, torch.compile or PyTorch alone; and their versions."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 import transformers
 
 from simcse_train.config import TrainConfig
-from simcse_train.encoders import flash
-from simcse_train.encoders.acceptance import obstacle, use_flash, use_kernels
+from simcse_train.encoders import flash, fusion
+from simcse_train.encoders.acceptance import obstacle, use_flash, use_fused_layers, use_kernels
 from simcse_train.encoders.compiled.library import compile_meanwhile, library
 from simcse_train.encoders.encoder import Encoder
 from simcse_train.version import __version__
@@ -30,7 +30,7 @@ def choose_kernels(encoder: Encoder, config: TrainConfig, before: str = "") -> s
     `before` is what this function returned when the run began, if it is resumed. One line says where they do not fit.
     """
     if encoder.device.type == "cuda":
-        return _choose_flash(encoder, config, before)
+        return _choose_for_gpu(encoder, config, before)
     accepted = before.partition(" ")[0]
     reason = use_kernels(encoder, config.precision, accepted) if config.kernels == "auto" else "off"
     if not reason:
@@ -41,16 +41,22 @@ def choose_kernels(encoder: Encoder, config: TrainConfig, before: str = "") -> s
     return "off"
 
 
-def _choose_flash(encoder: Encoder, config: TrainConfig, before: str) -> str:
-    """Let flash-attention compute the attention on a GPU if it may and fits; return its name, or off."""
-    reason = use_flash(encoder, config.precision, before) if config.kernels == "auto" else "off"
+def _choose_for_gpu(encoder: Encoder, config: TrainConfig, before: str) -> str:
+    """Let flash-attention compute the attention and torch.compile the layers, where they may; return their names."""
+    chosen = []
+    reason = use_flash(encoder, config.precision, before.partition(" + ")[0]) if config.kernels != "off" else "off"
     found = flash.installed()
     if not reason and not isinstance(found, str):
-        return found[0]
-    encoder.flash = None
-    if config.kernels == "auto":
+        chosen.append(found[0])
+    elif config.kernels != "off":
         logger.info(f"Training without flash attention: {reason}.")
-    return "off"
+    if config.kernels == "compile":
+        reason = use_fused_layers(encoder, config.precision, accepted=fusion.NAME in before)
+        if reason:
+            logger.warning(f"Training without {fusion.NAME}: {reason}.")
+        else:
+            chosen.append(fusion.NAME)
+    return " + ".join(chosen) or "off"
 
 
 def versions() -> dict[str, str]:

@@ -74,6 +74,10 @@ def resolve(config: TrainConfig, encoder: Encoder, run: Path) -> TrainConfig:
             f"{encoder.tokenizer.special_tokens + 8}."
         )
     device = find_device(config.device)
+    if config.kernels == "compile" and device != "cuda":
+        raise InputError(
+            f"--kernels compile is for a CUDA GPU, not {device}. Leave it out: what is fastest here is found by itself."
+        )
     data = [
         distributed.from_main(lambda: str(keep_standard_input(run).resolve())) if entry == "-" else _lasting(entry)
         for entry in config.data
