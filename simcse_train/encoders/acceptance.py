@@ -83,15 +83,8 @@ def use_flash(encoder: Encoder, precision: str, accepted: str = "") -> str:
         finally:
             encoder.flash = None
 
-    if name != accepted:
-        try:
-            differs = difference(
-                encoder, _present(encoder), with_flash, list(encoder.model.parameters()), PRECISIONS[precision]
-            )
-        except Exception as error:  # whatever the library raises for this GPU or these heads
-            return f"the probe failed ({' '.join(str(error).split())[:200]})"
-        if differs:
-            return differs
+    if name != accepted and (reason := _objection(encoder, with_flash, precision)):
+        return reason
     encoder.flash = kernel
     return ""
 
@@ -112,17 +105,18 @@ def use_fused_layers(encoder: Encoder, precision: str, accepted: bool = False) -
     fusion.separate_layers(encoder.model)
     if not encoder.packed:
         return "this encoder's batches are not packed"
-    if not accepted:
-        try:
-            differs = difference(
-                encoder, _present(encoder), with_fusion, list(encoder.model.parameters()), PRECISIONS[precision]
-            )
-        except Exception as error:  # whatever the compiler raises for this model
-            return f"the probe failed ({' '.join(str(error).split())[:200]})"
-        if differs:
-            return differs
+    if not accepted and (reason := _objection(encoder, with_fusion, precision)):
+        return reason
     fusion.fuse_layers(encoder.model)
     return ""
+
+
+def _objection(encoder: Encoder, other: States, precision: str) -> str:
+    """Return what speaks against another computation of a whole encoder, nothing where it may be used."""
+    try:
+        return difference(encoder, _present(encoder), other, list(encoder.model.parameters()), PRECISIONS[precision])
+    except Exception as error:  # whatever a library raises for this GPU, these heads or this model
+        return f"the probe failed ({' '.join(str(error).split())[:200]})"
 
 
 def _difference_of_kernels(encoder: Encoder, stack: Stack, precision: torch.dtype) -> str:

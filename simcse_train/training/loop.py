@@ -146,14 +146,15 @@ class Trainer:
         if isinstance(self.adamw, CompiledAdamW):
             norm = self.adamw.clip(self.config.max_grad_norm)
         else:
-            norm = self.accelerator.clip_grad_norm_(self.encoder.parameters(), self.config.max_grad_norm)
+            parameters = self.encoder.parameters()
+            norm = torch.as_tensor(self.accelerator.clip_grad_norm_(parameters, self.config.max_grad_norm))
         # In float16 the scaler itself skips a step whose gradients overflow.
         finite = torch.isfinite(loss)
         if self.config.precision != "fp16":
-            finite = finite & torch.isfinite(torch.as_tensor(norm))
+            finite = finite & torch.isfinite(norm)
         if self.reads_late:
             self._require_finite()
-        self._last = Readback(self.step + 1, loss, finite), batch
+        self._last = Readback(self.step + 1, loss, finite, norm), batch
         if not self.reads_late:
             self._require_finite()  # before the weights change
         self.optimizer.step()

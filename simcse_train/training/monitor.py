@@ -36,6 +36,8 @@ from simcse_train.training.readback import Readback
 
 logger = logging.getLogger(__name__)
 
+EPSILON = 1e-8  # AdamW's: it hardly moves a weight whose gradients are far below
+
 
 @dataclass(frozen=True)
 class Best:
@@ -72,7 +74,8 @@ class Monitor:
         self._before: dict[str, Any] = {}  # what was measured at step 0
         self._nearest: Tensor | None = None  # (sentences, 10): nearest sentences at step 0
         self._spaces: dict[int, Space] = {}  # at step 0 and the best step, as far as this process has measured them
-        self._warned = False
+        self._warned = False  # of harm
+        self._warned_of_rest = False
         self._results: list[Readback] = []  # since the last logged line
         self._sentences, self._seconds = 0, 0.0
         self._bar: tqdm[Any] | None = None
@@ -98,6 +101,7 @@ class Monitor:
                 "sentences_per_second": round(self._sentences / self._seconds, 1),
             }
             self._bar.set_postfix_str(f"loss {record['loss']:.4f}, {record['sentences_per_second']:.0f} sentences/s")
+            self._warn_of_rest(step)
             self._results, self._sentences, self._seconds = [], 0, 0.0
         if self.is_measured(step):
             return self.measure(step, record)
@@ -174,6 +178,17 @@ class Monitor:
         """Remove the progress bar."""
         if self._bar is not None:
             self._bar.close()
+
+    def _warn_of_rest(self, step: int) -> None:
+        """Warn once if no gradient since the last logged line was large enough to move a weight."""
+        if self._warned_of_rest or not self._is_main or not all(result.norm < EPSILON for result in self._results):
+            return
+        self._warned_of_rest = True
+        logger.warning(
+            f"Step {step}: nothing is learned. The gradients since the last logged line are too small to move a weight "
+            f"(below {EPSILON:g}). --objective {self.config.objective} at --temperature {self.config.temperature:g} "
+            "asks no more of this encoder on this text. Try a higher --temperature or another --objective."
+        )
 
     def _choose(self, step: int, record: dict[str, Any]) -> bool:
         """Update the best step; warn at the first measurement that shows harm. Return whether this step is the best."""

@@ -121,3 +121,20 @@ def test_a_collapsed_encoder_has_no_score_is_said_and_never_the_best(
     train(settings(text, tiny, tmp_path / "run", max_steps=2, eval=str(pairs), eval_every=1))
     assert "Step 1: all labelled pairs have the same cosine" in caplog.text
     assert load_state(checkpoints(tmp_path / "run")[-1]).best_step == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_warned"),
+    [
+        ({"objective": "debiased"}, True),  # its estimate of the negatives is at its floor
+        ({"objective": "debiased", "temperature": 0.5}, False),
+        ({"objective": "ntxent"}, False),
+    ],
+)
+def test_a_run_that_learns_nothing_says_so_once(
+    text: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, changes: dict[str, Any], is_warned: bool
+) -> None:
+    run = train(settings(text, "starter", tmp_path / "run", max_steps=3, **changes)).folder
+    assert [("Step" in line, "nothing is learned" in line) for line in caplog.messages].count((True, True)) == is_warned
+    start, end = (line for line in read_metrics(run) if line["step"] in (0, 3))
+    assert (abs(start["uniformity"] - end["uniformity"]) < 1e-3) is is_warned
