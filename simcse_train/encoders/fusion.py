@@ -1,4 +1,4 @@
-"""Layers fused by torch.compile, on a GPU: all that stands between two products becomes one kernel.
+"""Layers fused by torch.compile, on a GPU: what stands between two products becomes few kernels.
 
 Attention stays as it is: it has kernels of its own, and what it is told of the sentences changes with every batch.
 """
@@ -18,13 +18,13 @@ NAME = "torch.compile"
 def fuse_layers(model: PreTrainedModel) -> None:
     """Let torch.compile compute the layers of a model, for any number of tokens.
 
-    They are compiled when they are called next, which takes about a minute. A copy of the model is not compiled. Raises
+    They are compiled when they are called next. A copy of the model is not compiled. Raises
     `AttributeError` where the model has no list of its layers.
     """
     layers = layer_list(model)
     if layers is None:
         raise AttributeError("the model has no list of its layers")
-    # The compiler itself asks for it, of whatever it is given.
+    # The compiler reads the .grad of every tensor that it is given, of which torch warns.
     warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
     AttentionInterface.register("packed", torch.compiler.disable(packed_attention))
     for layer in layers:
@@ -33,6 +33,5 @@ def fuse_layers(model: PreTrainedModel) -> None:
 
 def separate_layers(model: PreTrainedModel) -> None:
     """Undo `fuse_layers`, also where it was not done."""
-    AttentionInterface.register("packed", packed_attention)
     for layer in layer_list(model) or ():
         layer._compiled_call_impl = None  # torch has no public way back

@@ -29,6 +29,8 @@ def choose_kernels(encoder: Encoder, config: TrainConfig, before: str = "") -> s
 
     `before` is what this function returned when the run began, if it is resumed. One line says where they do not fit.
     """
+    encoder.flash = None  # an encoder that was given may have been trained before
+    fusion.separate_layers(encoder.model)
     if encoder.device.type == "cuda":
         return _choose_for_gpu(encoder, config, before)
     accepted = before.partition(" ")[0]

@@ -13,12 +13,13 @@ from torch._dynamo.utils import counters
 
 from simcse_train.config import make_config
 from simcse_train.encoders.acceptance import use_fused_layers
-from simcse_train.encoders.attention import layer_list
+from simcse_train.encoders.attention import layer_list, packed_attention
 from simcse_train.encoders.encoder import Encoder
 from simcse_train.encoders.fusion import separate_layers
 from simcse_train.encoders.loading import load_encoder
 from simcse_train.encoders.packing import pack
 from simcse_train.errors import InputError
+from simcse_train.training.computation import choose_kernels
 from simcse_train.training.start import train
 
 
@@ -87,6 +88,15 @@ def test_layers_that_the_compiler_gets_wrong_are_not_used(
     assert use_fused_layers(encoder, "fp32") == reason
     assert not are_fused(encoder)
     assert use_fused_layers(load_encoder(tiny, packed=False), "fp32") == "this encoder's batches are not packed"
+
+
+def test_an_encoder_that_was_fused_before_is_not_where_the_settings_do_not_say_so(tiny: Path) -> None:
+    encoder = load_encoder(tiny)
+    assert use_fused_layers(encoder, "fp32", accepted=True) == ""
+    encoder.flash = packed_attention  # any function
+    assert choose_kernels(encoder, make_config({"data": "text.txt", "kernels": "off"})) == "off"
+    assert not are_fused(encoder)
+    assert encoder.flash is None
 
 
 def test_without_a_gpu_the_option_is_refused(text: Path, tiny: Path, tmp_path: Path) -> None:
