@@ -13,7 +13,7 @@ from torch._dynamo.utils import counters
 
 from simcse_train.config import make_config
 from simcse_train.encoders.acceptance import use_fused_layers
-from simcse_train.encoders.attention import layer_list, packed_attention
+from simcse_train.encoders.attention import layer_list
 from simcse_train.encoders.encoder import Encoder
 from simcse_train.encoders.fusion import separate_layers
 from simcse_train.encoders.loading import load_encoder
@@ -93,7 +93,7 @@ def test_layers_that_the_compiler_gets_wrong_are_not_used(
 def test_an_encoder_that_was_fused_before_is_not_where_the_settings_do_not_say_so(tiny: Path) -> None:
     encoder = load_encoder(tiny)
     assert use_fused_layers(encoder, "fp32", accepted=True) == ""
-    encoder.flash = packed_attention  # any function
+    encoder.flash = nn.functional.scaled_dot_product_attention  # any function
     assert choose_kernels(encoder, make_config({"data": "text.txt", "kernels": "off"})) == "off"
     assert not are_fused(encoder)
     assert encoder.flash is None
