@@ -5,6 +5,7 @@ The thresholds come from `scripts/verdict_study.py`; docs/questions.md shows the
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,16 +64,23 @@ def diagnose(embeddings: Tensor) -> Diagnosis:
     )
 
 
-def harmless_rate(steps: int) -> float:
-    """Return the learning rate up to which NT-Xent, on a general text, harms no tuned encoder in so many steps."""
-    return float(f"{LEARNING_RATE * min(1.0, HARMLESS_STEPS / steps):.2g}")
+def harmless_rate(uniformity: float, hardest_negative: float, steps: int) -> float:
+    """Return the learning rate up to which NT-Xent harms no encoder in so many steps.
+
+    uniformity, hardest_negative: as in `Diagnosis`. A plain encoder has nothing to unlearn, and on a narrow text harm
+    comes from similar negatives rather than from many steps: both have no limit.
+    """
+    if uniformity >= TUNED or hardest_negative >= GENERAL:
+        return math.inf
+    return float(f"{LEARNING_RATE * min(1.0, HARMLESS_STEPS / max(1, steps)):.2g}")
 
 
 def recommend(diagnosis: Diagnosis, steps: int) -> tuple[dict[str, Any], str]:
     """Return what suits encoder and text in a run of so many steps at the default rate, as settings, and the reason."""
     settings, reason = _recommended_objective(diagnosis)
-    if diagnosis.is_tuned and diagnosis.is_general and steps > HARMLESS_STEPS:
-        settings["learning_rate"] = harmless_rate(steps)
+    rate = harmless_rate(diagnosis.uniformity, diagnosis.hardest_negative, steps)
+    if rate < LEARNING_RATE:
+        settings["learning_rate"] = rate
         reason += f"; in {steps:,} steps at {LEARNING_RATE:g} it would unlearn what it was tuned for"
     return settings, reason
 

@@ -21,14 +21,7 @@ from simcse_train.data.views import Repetition
 from simcse_train.encoders.encoder import Encoder, dropout_settings
 from simcse_train.encoders.probing import is_deterministic, is_repeatable
 from simcse_train.errors import InputError
-from simcse_train.evaluation.diagnosis import (
-    GENERAL,
-    TUNED,
-    diagnose,
-    harmless_rate,
-    recommend,
-    recommend_for_pairs,
-)
+from simcse_train.evaluation.diagnosis import diagnose, harmless_rate, recommend, recommend_for_pairs
 from simcse_train.runs.folder import check_space, keep_standard_input
 from simcse_train.training.optimizer import peak_rate
 
@@ -132,9 +125,9 @@ def risk_of_more_steps(config: TrainConfig, total: int, first: Mapping[str, floa
 
     first: the measures of step 0.
     """
-    rate, harmless = peak_rate(config), harmless_rate(total)
-    is_general = first.get("uniformity", 0.0) < TUNED and first.get("hardest_negative", 1.0) < GENERAL
-    if config.objective != "ntxent" or not is_general or rate <= harmless:
+    rate = peak_rate(config)
+    harmless = harmless_rate(first.get("uniformity", 0.0), first.get("hardest_negative", 1.0), total)
+    if config.objective != "ntxent" or rate <= harmless:
         return ""
     return (
         f"The run was begun with fewer steps, and keeps its learning rate of {rate:g}. In {total:,} steps at this rate "
