@@ -33,7 +33,7 @@ from transformers import BertConfig, BertForMaskedLM, BertTokenizer, PreTrainedT
 
 from scripts.build_starter import batches_by_length, lines, pad
 from simcse_train import load_encoder, train
-from simcse_train.cli.app import quiet
+from simcse_train.cli.app import import_quietly
 from simcse_train.config import make_config
 from simcse_train.data.pairs import Pair, read_pairs
 from simcse_train.encoders.dropout import replace_dropout
@@ -174,7 +174,7 @@ def main(
     seeds: Annotated[str, typer.Option(help="Seeds of simcse-train, separated by commas.")] = "1,2,3",
 ) -> None:
     """Build a Chinese encoder, train it, and print its scores."""
-    quiet()
+    import_quietly()
     torch.set_num_threads(threads)
     encoder = work / "encoder"
     if not (encoder / "config.json").is_file():

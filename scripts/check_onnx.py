@@ -25,7 +25,7 @@ import torch
 import typer
 
 from simcse_train import load_encoder
-from simcse_train.cli.app import quiet
+from simcse_train.cli.app import import_quietly
 from simcse_train.data.sample import sample_text
 from simcse_train.encoders.encoder import Encoder
 from simcse_train.export.onnx import GRAPH, describe, embed_with_onnxruntime, export_onnx
@@ -73,7 +73,7 @@ def main(
     count: Annotated[int, typer.Option(help="Sentences to embed.")] = 1000,
 ) -> None:
     """Check and measure."""
-    quiet()
+    import_quietly()
     typer.echo(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}; sentences/s")
     sentences = sample_text([str(data)], None, count)[1]
     with tempfile.TemporaryDirectory() as name:

@@ -32,7 +32,7 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraine
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
 from simcse_train import load_encoder, train
-from simcse_train.cli.app import quiet
+from simcse_train.cli.app import import_quietly
 from simcse_train.config import make_config
 from simcse_train.data.pairs import read_pairs
 from simcse_train.encoders.loading import STARTER_FOLDER
@@ -95,7 +95,7 @@ def main(
     ),
 ) -> None:
     """Compare what this program and sentence-transformers learn."""
-    quiet()
+    import_quietly()
     chosen_trainers = trainers.split(",")
     if unknown := [trainer for trainer in chosen_trainers if trainer not in TRAINERS]:
         typer.echo(f"--trainers {unknown[0]} must be one of {', '.join(TRAINERS)}.", err=True)

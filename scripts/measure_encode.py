@@ -24,7 +24,7 @@ import typer
 from sentence_transformers import SentenceTransformer
 
 from simcse_train import load_encoder
-from simcse_train.cli.app import quiet
+from simcse_train.cli.app import import_quietly
 from simcse_train.data.files import open_file
 from simcse_train.data.source import named
 from simcse_train.data.texts import read_texts
@@ -54,7 +54,7 @@ def main(
     rounds: Annotated[int, typer.Option(help="Passes over all rows, in turn.")] = 3,
 ) -> None:
     """Print a row for each setting."""
-    quiet()
+    import_quietly()
     sentences = first_lines(data, lines)
     typer.echo(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {encoder}")
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}

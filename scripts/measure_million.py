@@ -23,7 +23,7 @@ import typer
 from numpy.lib.format import open_memmap
 
 from simcse_train import TrainConfig, load_encoder, train
-from simcse_train.cli.app import quiet
+from simcse_train.cli.app import import_quietly
 from simcse_train.data.corpus import open_corpus
 from simcse_train.data.files import open_file
 from simcse_train.data.source import named
@@ -61,7 +61,7 @@ def main(
     sentences: Annotated[int, typer.Option(help="Sentences of the text.")] = 1_000_000,
 ) -> None:
     """Measure."""
-    quiet()
+    import_quietly()
     typer.echo(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {model}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -25,7 +25,7 @@ from transformers import AutoModel, AutoTokenizer, DebertaV2Config, MPNetConfig,
 from transformers.models.deberta_v2.modeling_deberta_v2 import DebertaV2Encoder, DisentangledSelfAttention
 
 from simcse_train import load_encoder
-from simcse_train.cli.app import quiet
+from simcse_train.cli.app import import_quietly
 from simcse_train.data.sample import sample_text
 from simcse_train.encoders import padding
 from simcse_train.encoders.encoder import Encoder
@@ -105,7 +105,7 @@ def main(
     max_length: Annotated[int, typer.Option(help="Tokens after which a sentence is cut.")] = 32,
 ) -> None:
     """Measure both encoders."""
-    quiet()
+    import_quietly()
     torch.set_num_threads(threads)
     typer.echo(f"{platform.machine()}, {threads} threads, torch {torch.__version__}, float32, max length {max_length}")
     sentences = sample_text([str(data)], None, BATCH * STEPS)[1]

@@ -26,7 +26,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from simcse_train import load_encoder, train
-from simcse_train.cli.app import quiet
+from simcse_train.cli.app import import_quietly
 from simcse_train.config import make_config, read_settings
 from simcse_train.data.pairs import Pair, read_pairs
 from simcse_train.encoders.encoder import Encoder
@@ -90,7 +90,7 @@ def main(
     ] = False,
 ) -> None:
     """Measure the bundled encoder."""
-    quiet()
+    import_quietly()
     numbers = [int(seed) for seed in seeds.split(",")]
     pairs = read_pairs(data / "sts/STSBenchmark/sts-test.csv")
     typer.echo(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, seeds {seeds}")

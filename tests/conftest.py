@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import hypothesis  # noqa: F401 (looks at referrers when it is imported: before a command hides them by gc.freeze)
 import pytest
 import torch
 from transformers import BertConfig, BertModel, BertTokenizer

@@ -46,13 +46,13 @@ def make_model(
     """
     from transformers import AutoModel, AutoTokenizer, BertConfig
 
-    from simcse_train.cli.app import quiet
+    from simcse_train.cli.app import import_quietly
     from simcse_train.encoders.encoder import Encoder
     from simcse_train.encoders.loading import STARTER_FOLDER
     from simcse_train.encoders.saving import save_encoder
     from simcse_train.encoders.tokenizer import SentenceTokenizer
 
-    quiet()
+    import_quietly()
     torch.manual_seed(0)
     sizes = SHAPES[shape]
     config = BertConfig(vocab_size=30522)

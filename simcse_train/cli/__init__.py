@@ -21,7 +21,7 @@ from pydantic.fields import FieldInfo
 
 from simcse_train import launcher
 from simcse_train.cli import compare, encoders, runs, texts  # noqa: F401 (their commands register themselves)
-from simcse_train.cli.app import app, quiet, require_path, require_text
+from simcse_train.cli.app import app, import_quietly, require_path, require_text
 from simcse_train.config import TrainConfig, choices, make_config, option, read_settings
 from simcse_train.data.display import visible
 from simcse_train.errors import InputError, ProcessLost, SaveError, Stopped, TrainingError
@@ -72,7 +72,7 @@ def train_command(
     try:
         if resume is not None:
             require_path(resume, "--resume")
-            quiet()
+            import_quietly()
             from simcse_train.training.start import resume as resume_run
 
             run = resume_run(resume, {**from_file, **given})
@@ -81,7 +81,7 @@ def train_command(
             require_text(validated.data)
             for option_name, path in (("--pairs", validated.pairs), ("--eval", validated.eval)):
                 require_text([path] if path else [], option_name)
-            quiet()
+            import_quietly()
             from simcse_train.training.start import train
 
             run = train(validated)

@@ -14,8 +14,8 @@ from simcse_train.cli.app import (
     PoolingOption,
     TextColumnOption,
     app,
+    import_quietly,
     load,
-    quiet,
     require_path,
     require_text,
 )
@@ -72,7 +72,7 @@ def compare_command(
     require_text(data)
     if judge is not None:
         require_path(judge, "--judge")
-    quiet()
+    import_quietly()
     from simcse_train.data.files import one_file
     from simcse_train.data.pairs import read_pairs
     from simcse_train.evaluation import comparison as blind

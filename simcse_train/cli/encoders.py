@@ -14,8 +14,8 @@ from simcse_train.cli.app import (
     PoolingOption,
     TextColumnOption,
     app,
+    import_quietly,
     load,
-    quiet,
     require_path,
     require_text,
 )
@@ -52,7 +52,7 @@ def evaluate_command(
     if text_column is not None and label_column is None:
         raise InputError("--text-column is for labelled sentences: name the column of the labels with --label-column.")
     require_path(data, "--data")
-    quiet()
+    import_quietly()
     from simcse_train import distributed
     from simcse_train.evaluation import labels, sts, transfer
 
@@ -87,7 +87,7 @@ def encode_command(
     if precision not in ("fp32", "bf16"):
         raise InputError(f"--precision {precision} must be fp32 or bf16.")
     require_text([source], "INPUT")
-    quiet()
+    import_quietly()
     from simcse_train import distributed
     from simcse_train.search.encode import encode_file
     from simcse_train.training.plan import find_precision
@@ -131,7 +131,7 @@ def search_command(
     if serve and query is not None:
         raise InputError("--serve takes its queries from the page: leave the query out.")
     require_text(data)
-    quiet()
+    import_quietly()
     from simcse_train.data.display import shown
     from simcse_train.search.search import open_text, search
 

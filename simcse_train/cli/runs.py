@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from simcse_train.cli.app import app, quiet, require_path
+from simcse_train.cli.app import app, import_quietly, require_path
 from simcse_train.errors import InputError
 
 
@@ -35,7 +35,7 @@ def export_command(
         raise InputError(f"--checkpoint {checkpoint} must be best or last.")
     if format != "onnx":
         require_path(source, "RUN_OR_CHECKPOINT")
-    quiet()
+    import_quietly()
     from simcse_train.export import push as hub
 
     if push is not None:
@@ -62,7 +62,7 @@ def report_command(
     """Write a run, or several side by side, as one HTML page that opens offline."""
     for run in runs:
         require_path(run, "RUN")
-    quiet()
+    import_quietly()
     from simcse_train.report.page import write_report
 
     typer.echo(f"Report: {write_report(runs)}")

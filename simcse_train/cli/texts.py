@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from simcse_train.cli.app import EncodingOption, PoolingOption, TextColumnOption, app, quiet, require_text
+from simcse_train.cli.app import EncodingOption, PoolingOption, TextColumnOption, app, import_quietly, require_text
 from simcse_train.config import STARTER, TrainConfig
 
 _DEFAULTS = {name: field.default for name, field in TrainConfig.model_fields.items()}
@@ -29,7 +29,7 @@ def inspect_command(
 ) -> None:
     """Look at a text and an encoder before training: lengths, similar sentences, settings that fit."""
     require_text(data)
-    quiet()
+    import_quietly()
     from simcse_train.report.inspect import as_text, inspect_text
 
     found = inspect_text(
