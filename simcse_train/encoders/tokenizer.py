@@ -104,6 +104,10 @@ class SentenceTokenizer:
             del rows[place][surplus]
         return join_rows(rows, is_cut)
 
+    def text(self, ids: Sequence[int]) -> str:
+        """Return a sentence as its token ids show it, without special tokens."""
+        return str(self.pretrained.decode(list(ids), skip_special_tokens=True))
+
     def _read_texts(self, sentences: Sequence[str], max_length: int) -> list[str]:
         """Return as much of each sentence, after the prompt, as can become tokens."""
         most = max(MAX_CHARACTERS, CHARACTERS_PER_TOKEN * min(max_length, 10**6))

@@ -53,6 +53,17 @@ def embed_rows(encoder: Encoder, rows: Sequence[Sequence[int]], autocast: Autoca
     return found
 
 
+def require_finite(embeddings: NDArray[np.float32], text: Callable[[int], str]) -> None:
+    """Raise `InputError` if embeddings (sentences, hidden) are not finite; `text` returns the sentence of a row."""
+    wrong = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
+    if len(wrong):
+        raise InputError(
+            f"The encoder gives no finite embedding for {len(wrong):,} of {len(embeddings):,} sentences, the first of "
+            f"which is {text(int(wrong[0]))[:80]!r}. Its weights are damaged or too large: download or export it "
+            "again, or choose another."
+        )
+
+
 def embed_rows_together(encoder: Encoder, rows: Sequence[Sequence[int]], autocast: Autocast = nullcontext) -> Tensor:
     """Return what `embed_rows` does; every process is given the same rows and computes its share of them."""
     first, end = distributed.shares(len(rows))[distributed.rank()]
@@ -89,16 +100,21 @@ def cached_embeddings(
 
     `text` names the text and how it is tokenised (its fingerprint, the maximum length); `precision` names the
     arithmetic of `autocast`. They are computed if the cache does not have them for this encoder and text, in memory
-    that does not grow with the text. Raises `InputError` if the cache cannot be written.
+    that does not grow with the text. Raises `InputError` if the cache cannot be written, or an embedding is not finite.
     """
+
+    def embed(chosen: NDArray[np.int64]) -> NDArray[np.float32]:
+        rows = tokens(chosen)
+        found: NDArray[np.float32] = embed_rows(encoder, rows, autocast).cpu().numpy()
+        require_finite(found, lambda row: encoder.tokenizer.text(rows[row]))
+        return found
 
     def write(out: NDArray[np.float16]) -> None:
         silent = None if distributed.is_main() else True
         with tqdm(total=len(numbers), desc="embed", unit="sentence", leave=False, disable=silent) as bar:
             for start in range(0, len(numbers), CHUNK):
-                rows = tokens(numbers[start : start + CHUNK])
-                out[start : start + CHUNK] = embed_rows(encoder, rows, autocast).cpu().numpy()
-                bar.update(len(rows))
+                out[start : start + CHUNK] = embed(numbers[start : start + CHUNK])
+                bar.update(len(numbers[start : start + CHUNK]))
 
     key = [encoder_fingerprint(encoder), encoder.tokenizer.fingerprint(), text, _digest(numbers), precision]
     return cached_array("embeddings", key, (len(numbers), encoder.hidden_size), np.float16, write)

@@ -38,7 +38,7 @@ from simcse_train.runs.folder import checkpoint_path, last_saved
 from simcse_train.runs.start import load_start
 from simcse_train.training.compiled_optimizer import CompiledAdamW
 from simcse_train.training.computation import choose_kernels, computation
-from simcse_train.training.monitor import Best, Monitor
+from simcse_train.training.monitor import Before, Best, Monitor
 from simcse_train.training.optimizer import clear_gradients, keep_embedding_gradient, learning_rate_at, make_optimizer
 from simcse_train.training.plan import make_batches, total_steps
 from simcse_train.training.readback import Readback
@@ -62,12 +62,12 @@ class Trainer:
         pairs: list[Pair] | None,
         order_version: int = LATEST,
         kernels: str = "",
-        before: Tensor | None = None,
+        before: Before | None = None,
     ) -> None:
         """Prepare a run at step 0.
 
-        `order_version` and `kernels` are those of the checkpoint from which a run goes on; `before` (sentences, hidden)
-        are the embeddings of what is measured, where a new run knows them already.
+        `order_version` and `kernels` are those of the checkpoint from which a run goes on; `before` is what a new run
+        knows already.
         """
         self.run, self.config, self.corpus, self.pairs = run, config, corpus, pairs
         self.training_pairs = training_pairs

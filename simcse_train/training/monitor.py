@@ -16,7 +16,7 @@ from simcse_train.config import TrainConfig
 from simcse_train.data.pairs import Pair
 from simcse_train.encoders.encoder import Encoder
 from simcse_train.errors import TrainingError
-from simcse_train.evaluation.diagnosis import diagnose
+from simcse_train.evaluation.diagnosis import Diagnosis, diagnose
 from simcse_train.evaluation.geometry import (
     Space,
     alignment,
@@ -50,6 +50,14 @@ class Best:
     score: float | None
 
 
+@dataclass(frozen=True)
+class Before:
+    """What a new run knows of the encoder before the first step."""
+
+    embeddings: Tensor  # (sentences, hidden) of what is measured
+    diagnosis: Diagnosis
+
+
 class Monitor:
     """Writes `metrics.jsonl` and lines on the screen, measures the encoder, and remembers the best step.
 
@@ -64,11 +72,11 @@ class Monitor:
         measured: Sequence[Sequence[int]],
         pairs: list[Pair] | None,
         total: int,
-        before: Tensor | None = None,
+        before: Before | None = None,
     ) -> None:
-        """Measure `measured`, token ids of sentences; `before` are their embeddings at step 0, where they are known."""
+        """Measure `measured`, token ids of sentences; `before` is what is known of step 0."""
         self.run, self.config, self.encoder, self.pairs, self.total = run, config, encoder, pairs, total
-        self.measured, self._embedded_before = measured, before
+        self.measured, self._known = measured, before
         self.best: Best | None = None
         self.without_improvement = 0  # evaluations in a row
         self._before: dict[str, Any] = {}  # what was measured at step 0
@@ -123,7 +131,8 @@ class Monitor:
         All processes embed, each a share; the main process measures, logs and knows the best. Raises `TrainingError` if
         the embeddings are not finite.
         """
-        space = look(self.encoder, self.measured, self._embedded_before if step == 0 else None)
+        known = self._known if step == 0 else None
+        space = look(self.encoder, self.measured, known.embeddings if known else None)
         if not space.embeddings.isfinite().all():  # its weights can be finite, and so large that its states are not
             raise TrainingError(
                 f"Step {step}: the embeddings of the held-out sentences are not finite. {last_saved(self.run)} Try a "
@@ -133,21 +142,23 @@ class Monitor:
         if not self._is_main:
             return False
         nearest = nearest_rows(space.embeddings)
+        diagnosis = None
         if step == 0:
             self._nearest = nearest
+            diagnosis = known.diagnosis if known else diagnose(space.embeddings)
         record: dict[str, Any] = {
             **(logged or {}),
             "alignment": alignment(*space.views),
             "uniformity": uniformity(space.embeddings),
-            "cluster_agreement": cluster_agreement(space.embeddings),
+            "cluster_agreement": diagnosis.cluster_agreement if diagnosis else cluster_agreement(space.embeddings),
         }
         if self._nearest is not None:
             record["neighbours_kept"] = neighbours_kept(self._nearest, nearest)
             record["neighbour_contrast"] = neighbour_contrast(space.embeddings, self._nearest)
         if self.pairs is not None:
             record["score"] = score
-        if step == 0:
-            record["hardest_negative"] = diagnose(space.embeddings).hardest_negative  # says what kind of text it is
+        if diagnosis:
+            record["hardest_negative"] = diagnosis.hardest_negative  # says what kind of text it is
             self._before = record
         log_metrics(self.run, step, record)
         improved = self._choose(step, record)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from simcse_train import distributed, launcher
 from simcse_train.config import STARTER, TrainConfig, choices, make_config, option
@@ -21,7 +20,7 @@ from simcse_train.data.views import Repetition
 from simcse_train.encoders.encoder import Encoder, dropout_settings
 from simcse_train.encoders.probing import is_deterministic, is_repeatable
 from simcse_train.errors import InputError
-from simcse_train.evaluation.diagnosis import diagnose, harmless_rate, recommend, recommend_for_pairs
+from simcse_train.evaluation.diagnosis import Diagnosis, harmless_rate, recommend, recommend_for_pairs
 from simcse_train.runs.folder import check_space, keep_standard_input
 from simcse_train.training.optimizer import peak_rate
 
@@ -95,12 +94,8 @@ def resolve(config: TrainConfig, encoder: Encoder, run: Path) -> TrainConfig:
     )
 
 
-def choose_objective(config: TrainConfig, embeddings: Tensor, batches: Batches) -> tuple[TrainConfig, str]:
-    """Return the settings with `--objective auto` replaced by what suits encoder and text, and a line that says why.
-
-    embeddings: (sentences, hidden), normalised, of the sentences that are measured, before training.
-    """
-    diagnosis = diagnose(embeddings)
+def choose_objective(config: TrainConfig, diagnosis: Diagnosis, batches: Batches) -> tuple[TrainConfig, str]:
+    """Return the settings with `--objective auto` replaced by what suits encoder and text, and a line that says why."""
     if config.data:
         steps = total_steps(config, batches) if config.learning_rate is None else 0
         choice, reason = recommend(diagnosis, steps)

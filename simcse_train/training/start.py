@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
-
-from torch import Tensor
 
 from simcse_train import distributed, launcher
 from simcse_train.config import STARTER, TrainConfig, config_yaml, make_config, read_settings
@@ -19,6 +17,7 @@ from simcse_train.encoders.encoder import Encoder
 from simcse_train.encoders.head import projection_head
 from simcse_train.encoders.loading import load_encoder
 from simcse_train.errors import InputError
+from simcse_train.evaluation.diagnosis import Diagnosis, diagnose
 from simcse_train.objectives.registry import make_objective
 from simcse_train.report.verdict import announcement
 from simcse_train.runs.atomic import write_text
@@ -36,11 +35,12 @@ from simcse_train.runs.folder import (
 from simcse_train.runs.metrics import drop_metrics_after, read_metrics
 from simcse_train.runs.start import keep_start, source_of_start
 from simcse_train.runs.trackers import tracked
-from simcse_train.search.embeddings import embed_rows_together
+from simcse_train.search.embeddings import embed_rows_together, require_finite
 from simcse_train.training.computation import computation, prepare_kernels
 from simcse_train.training.equality import require_equal_data, require_equal_kernels, require_equal_settings
 from simcse_train.training.finish import Run, finish
 from simcse_train.training.loop import Trainer
+from simcse_train.training.monitor import Before
 from simcse_train.training.plan import (
     changed,
     check_disk,
@@ -180,9 +180,9 @@ def _new_trainer(run: Path, config: TrainConfig, encoder: Encoder | None = None)
     batches = make_batches(config, encoder, corpus, training_pairs)
     config = choose_epochs(config, batches)
     require_equal_data(config, encoder, corpus, training_pairs, pairs)
-    before = embed_rows_together(encoder, batches.measured())
+    before = _look(encoder, batches.measured())
     if config.objective == "auto":
-        config = _with_chosen_objective(config, before, batches)
+        config = _with_chosen_objective(config, before.diagnosis, batches)
     if distributed.is_main():
         write_text(run / CONFIG, config_yaml(config))
         if needs_start(config, make_objective(config)):
@@ -194,11 +194,18 @@ def _new_trainer(run: Path, config: TrainConfig, encoder: Encoder | None = None)
     return trainer
 
 
-def _with_chosen_objective(config: TrainConfig, embeddings: Tensor, batches: Batches) -> TrainConfig:
+def _look(encoder: Encoder, measured: Sequence[Sequence[int]]) -> Before:
+    """Return what is known before training; raises `InputError` if an embedding of what is measured is not finite."""
+    embeddings = embed_rows_together(encoder, measured)
+    require_finite(embeddings.cpu().numpy(), lambda row: encoder.tokenizer.text(measured[row]))
+    return Before(embeddings, diagnose(embeddings))
+
+
+def _with_chosen_objective(config: TrainConfig, diagnosis: Diagnosis, batches: Batches) -> TrainConfig:
     """Return the settings with the objective that the main process chooses; see `choose_objective`."""
 
     def choose() -> dict[str, Any]:
-        chosen, reason = choose_objective(config, embeddings, batches)
+        chosen, reason = choose_objective(config, diagnosis, batches)
         logger.info(reason)
         return chosen.model_dump()
 

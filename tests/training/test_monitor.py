@@ -7,13 +7,18 @@ from typing import Any
 
 import pytest
 
+from simcse_train.encoders.loading import load_encoder
+from simcse_train.evaluation.diagnosis import diagnose
 from simcse_train.runs.checkpoint import load_state
 from simcse_train.runs.folder import checkpoints
 from simcse_train.runs.metrics import read_metrics
+from simcse_train.search.embeddings import embed_rows
 from simcse_train.training import loop as loop_module
 from simcse_train.training import monitor as monitor_module
 from simcse_train.training.loop import Trainer
+from simcse_train.training.plan import make_batches
 from simcse_train.training.start import resume, train
+from simcse_train.training.texts import open_texts
 from tests.training.test_loop import bits, settings
 
 SECONDS = 20.0  # that a step takes by the clock of these tests
@@ -138,3 +143,19 @@ def test_a_run_that_learns_nothing_says_so_once(
     assert [("Step" in line, "nothing is learned" in line) for line in caplog.messages].count((True, True)) == is_warned
     start, end = (line for line in read_metrics(run) if line["step"] in (0, 3))
     assert (abs(start["uniformity"] - end["uniformity"]) < 1e-3) is is_warned
+
+
+@pytest.mark.parametrize("objective", ["auto", "ntxent"])
+def test_step_0_has_the_measures_by_which_the_objective_is_chosen(
+    text: Path, tiny: Path, tmp_path: Path, objective: str
+) -> None:
+    run = train(settings(text, tiny, tmp_path / "run", max_steps=2, objective=objective)).folder
+    encoder = load_encoder(tiny)
+    config = load_state(checkpoints(run)[-1]).config()
+    batches = make_batches(config, encoder, *open_texts(config, encoder))
+    expected = diagnose(embed_rows(encoder, batches.measured()))
+    before, *_, after = read_metrics(run)
+    for measure in ("hardest_negative", "cluster_agreement", "uniformity"):
+        assert before[measure] == pytest.approx(getattr(expected, measure), abs=1e-6)
+    assert after["step"] == 2
+    assert after["uniformity"] != before["uniformity"]

@@ -9,6 +9,7 @@ import yaml
 from simcse_train.config import make_config, option
 from simcse_train.encoders.loading import load_encoder
 from simcse_train.errors import InputError
+from simcse_train.evaluation.diagnosis import diagnose
 from simcse_train.search.embeddings import embed_rows
 from simcse_train.training.plan import changed, choose_objective, make_batches, total_steps
 from simcse_train.training.start import resume, train
@@ -47,7 +48,7 @@ def test_a_long_run_of_a_tuned_encoder_takes_smaller_steps(
     config = make_config({"data": str(text), "model": model, "batch_size": 8, **changes})
     encoder = load_encoder(tiny if model == "tiny" else model)
     batches = make_batches(config, encoder, *open_texts(config, encoder))
-    chosen, line = choose_objective(config, embed_rows(encoder, batches.measured()), batches)
+    chosen, line = choose_objective(config, diagnose(embed_rows(encoder, batches.measured())), batches)
     assert chosen.learning_rate == rate
     assert (f"--learning-rate {rate}, since" in line) is is_said
     assert (f"in {total_steps(config, batches):,} steps at 3e-05" in line) is is_said
