@@ -73,6 +73,7 @@ def load_encoder(
         encoder = Encoder(model, reading, "cls", _max_length(model, tokenizer, found), folder=found)
         encoder.pooling = _choose_pooling(encoder, pooling, source.name)
         _check_tokens(encoder, source.name)
+        _check_weights(encoder, source.name)
         choose_computation(encoder, source.name, packed=packed)
         check_shortest(encoder, source.name)
         _check_sides(encoder)
@@ -247,6 +248,22 @@ def _check_tokens(encoder: Encoder, name: str) -> None:
         )
 
 
+def _check_weights(encoder: Encoder, name: str) -> None:
+    """Raise `InputError` if a weight through which embeddings pass is not finite, in the row of a rare word too."""
+    table = input_embeddings(encoder.model)
+    for path, weight in encoder.named_parameters():
+        if "pooler" in path or not weight.numel():
+            continue
+        # Rows after those of all tokens fill the table up to a round size; some models leave them as memory was.
+        used = weight[: encoder.tokenizer.largest_id + 1] if table is not None and weight is table.weight else weight
+        if not torch.stack(used.aminmax()).isfinite().all():
+            raise InputError(
+                f"The encoder {name}: its weight {path!r} holds values that are not finite numbers. The file is "
+                "damaged, or was saved by a training that failed: download or export it again, or choose another "
+                "--model."
+            )
+
+
 def _check_sides(encoder: Encoder) -> None:
     """Let the tokenizer pad on the right: on the left, absolute positions would depend on the padding."""
     tokenizer = encoder.tokenizer.pretrained
@@ -259,7 +276,8 @@ def _check_embeddings(encoder: Encoder, name: str) -> None:
     rows = encoder.encode(SHORT, normalized=False)
     if not np.isfinite(rows).all():
         raise InputError(
-            f"The encoder {name} gives embeddings that are not numbers. Its weights are damaged: download it again."
+            f"The encoder {name} gives embeddings that are not finite numbers. Its weights are damaged or too large: "
+            "download or export it again, or choose another --model."
         )
     if np.abs(rows - rows[0]).max() < 1e-6 * max(1.0, float(np.abs(rows).max())):
         raise InputError(

@@ -143,6 +143,11 @@ def _reference(encoder: Encoder, texts: Sequence[str], length: int, name: str) -
     output = encoder.model(**{key: value for key, value in inputs.items() if key in accepted})
     states = output.last_hidden_state
     encoder.token_size = states.shape[-1]  # for most models that of the configuration
+    if not states[mask].isfinite().all():
+        raise InputError(
+            f"The encoder {name} gives states that are not finite numbers, for sentences such as {texts[-1]!r}. Its "
+            "weights are damaged or too large: download or export it again, or choose another --model."
+        )
     return inputs["input_ids"][mask], states[mask]
 
 

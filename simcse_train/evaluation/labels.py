@@ -23,7 +23,7 @@ from simcse_train.data.source import named
 from simcse_train.data.texts import read_labelled_texts
 from simcse_train.encoders.encoder import Encoder
 from simcse_train.errors import InputError
-from simcse_train.search.embeddings import encode_together
+from simcse_train.search.embeddings import encode_together, require_finite
 from simcse_train.search.index import nearest
 
 NEIGHBOURS = 10
@@ -57,7 +57,9 @@ def evaluate_labels(
     Raises `InputError` if it cannot be read, or holds fewer than two labels or no label twice.
     """
     sentences, labels = read_labelled(data, label_column, text_column, encoding)
-    return score_labels(encode_together(encoder, sentences, show_progress=show_progress), labels)
+    embeddings = encode_together(encoder, sentences, show_progress=show_progress)
+    require_finite(embeddings, sentences.__getitem__)
+    return score_labels(embeddings, labels)
 
 
 def score_labels(embeddings: NDArray[np.float32], labels: Sequence[str]) -> LabelScores:

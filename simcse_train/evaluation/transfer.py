@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from simcse_train.encoders.encoder import Encoder
 from simcse_train.errors import InputError
-from simcse_train.search.embeddings import encode_together
+from simcse_train.search.embeddings import encode_together, require_finite
 
 SEED = 1111  # SentEval's
 FOLDS = 10
@@ -115,10 +115,11 @@ def _regression(**settings: float) -> Any:
 
 def _embed(encoder: Encoder, examples: Sequence[tuple[tuple[str, ...], str]]) -> Part:
     """Return the features of examples: the embedding u of a sentence, or [|u - v|, u * v] of a pair (SentEval)."""
-    sides = [
-        encode_together(encoder, [texts[side] for texts, _ in examples], normalized=False)
-        for side in range(len(examples[0][0]))
-    ]
+    sides = []
+    for side in range(len(examples[0][0])):
+        sentences = [texts[side] for texts, _ in examples]
+        sides.append(encode_together(encoder, sentences, normalized=False))
+        require_finite(sides[-1], sentences.__getitem__)
     features = sides[0] if len(sides) == 1 else np.hstack([np.abs(sides[0] - sides[1]), sides[0] * sides[1]])
     return features, np.array([label for _, label in examples])
 

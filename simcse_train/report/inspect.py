@@ -29,7 +29,7 @@ from simcse_train.evaluation.hardness import (
     negative_cosines,
     view_cosine,
 )
-from simcse_train.search.embeddings import embed_rows
+from simcse_train.search.embeddings import embed_rows, require_finite
 
 SAMPLE = 1024  # sentences that are tokenised and embedded
 VIEWS = 128  # sentences on which dropout is measured
@@ -94,6 +94,7 @@ def inspect_text(
     encoder = load_encoder(model, pooling=pooling)
     rows = encoder.tokenizer.tokenize(sample, min(max_length, encoder.max_length))
     embeddings = embed_rows(encoder, rows)  # (sampled, hidden)
+    require_finite(embeddings.numpy(), sample.__getitem__)
     negatives = negative_cosines(embeddings, batch_size)  # (anchors, batch - 1)
     diagnosis = diagnose(embeddings[:512])
     pairs = most_similar_pairs(embeddings, batch_size, SHOWN_PAIRS)

@@ -28,7 +28,7 @@ from simcse_train.encoders.acceptance import use_flash, use_kernels
 from simcse_train.encoders.encoder import Encoder
 from simcse_train.errors import InputError
 from simcse_train.runs.atomic import PARTIAL
-from simcse_train.search.embeddings import encode_together
+from simcse_train.search.embeddings import encode_together, require_finite
 
 BATCH = 256  # sentences at once
 CHUNK = 8192  # sentences that are read, encoded and written at once
@@ -104,6 +104,7 @@ def _encoded(encoder: Encoder, sentences: Iterator[str], normalized: bool, preci
                 is_first = False
                 with torch.autocast(encoder.device.type, torch.bfloat16, enabled=precision == "bf16"):
                     embeddings = encode_together(encoder, chunk, batch_size=BATCH, normalized=normalized)
+                require_finite(embeddings, chunk.__getitem__)
                 yield chunk, embeddings
                 bar.update(len(chunk))
     finally:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from simcse_train.data.corpus import Corpus, open_corpus
 from simcse_train.encoders.encoder import Encoder
-from simcse_train.search.embeddings import cached_embeddings
+from simcse_train.search.embeddings import cached_embeddings, require_finite
 from simcse_train.search.index import nearest
 
 
@@ -46,8 +46,9 @@ def open_text(
 
 def search(encoder: Encoder, text: SearchedText, queries: Sequence[str], count: int) -> list[list[Hit]]:
     """Return for each query the `count` nearest sentences, or all where there are fewer, the nearest first."""
-    embedded = torch.from_numpy(encoder.encode(queries))  # (queries, hidden)
-    cosines, places = nearest(embedded, text.embeddings, min(count, len(text.corpus)))
+    embedded = encoder.encode(queries)  # (queries, hidden)
+    require_finite(embedded, queries.__getitem__)
+    cosines, places = nearest(torch.from_numpy(embedded), text.embeddings, min(count, len(text.corpus)))
     found = []
     for row, numbers in zip(cosines.tolist(), places.numpy(), strict=True):
         sentences = text.corpus.texts(numbers)
