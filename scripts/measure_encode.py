@@ -28,6 +28,7 @@ from simcse_train.cli.app import import_quietly
 from simcse_train.data.files import open_file
 from simcse_train.data.source import named
 from simcse_train.data.texts import read_texts
+from simcse_train.encoders.saving import save_encoder
 from simcse_train.search.encode import CHUNK, encode_file
 
 
@@ -46,7 +47,7 @@ def timed(call: Callable[[], object]) -> tuple[float, float]:
 
 
 def main(
-    encoder: Annotated[str, typer.Argument(help="An encoder that both load.")],
+    encoder: Annotated[str, typer.Argument(help="An encoder.")],
     data: Annotated[Path, typer.Option(help="A text.")],
     lines: Annotated[int, typer.Option(help=f"Lines to encode; kernels compute {CHUNK} or more.")] = 100_000,
     batch_sizes: Annotated[str, typer.Option(help="Of the peer, separated by commas.")] = "32,64,128,256",
@@ -63,8 +64,9 @@ def main(
         folder = Path(name)
         (folder / "in.txt").write_text("\n".join(sentences) + "\n", encoding="utf-8")
         loaded = load_encoder(encoder)
+        save_encoder(loaded, folder / "encoder")  # the peer knows no name that is this program's own
         for precision in precisions.split(","):
-            peer = SentenceTransformer(encoder, device="cpu", model_kwargs={"dtype": dtypes[precision]})
+            peer = SentenceTransformer(str(folder / "encoder"), device="cpu", model_kwargs={"dtype": dtypes[precision]})
             for size in map(int, batch_sizes.split(",")):
                 calls[f"sentence-transformers {precision} batch {size}"] = partial(
                     peer.encode, sentences, batch_size=size, show_progress_bar=False
