@@ -7,14 +7,16 @@ that `--help` answers at once.
 
 from __future__ import annotations
 
+import errno
 import inspect
+import io
 import logging
 import os
 import signal
 import sys
 import types
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, Union, get_args, get_origin
+from typing import Annotated, Any, NoReturn, TextIO, Union, cast, get_args, get_origin
 
 import typer
 from pydantic.fields import FieldInfo
@@ -22,8 +24,10 @@ from pydantic.fields import FieldInfo
 from simcse_train import launcher
 from simcse_train.cli import compare, encoders, runs, texts  # noqa: F401 (their commands register themselves)
 from simcse_train.cli.app import app, import_quietly, require_path, require_text
+from simcse_train.cli.screen import Screen, Unfailing
 from simcse_train.config import TrainConfig, choices, make_config, option, read_settings
 from simcse_train.data.display import visible
+from simcse_train.data.files import require_utf8
 from simcse_train.errors import InputError, ProcessLost, SaveError, Stopped, TrainingError
 from simcse_train.version import __version__
 
@@ -140,15 +144,6 @@ def _with_settings(command: Any) -> Any:
 app.callback(invoke_without_command=True)(_with_settings(train_command))
 
 
-class _Screen(logging.Handler):
-    """Writes messages above the progress bar; names and text in them don't act on the terminal."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        from tqdm import tqdm
-
-        tqdm.write(visible(self.format(record)), file=sys.stderr)
-
-
 def main() -> NoReturn:
     """Run the command line and exit with the status that the README lists."""
     for name, value in ENVIRONMENT.items():
@@ -156,8 +151,16 @@ def main() -> NoReturn:
     logger = logging.getLogger("simcse_train")
     logger.setLevel(logging.INFO)
     # Of several processes one prints; the first on each machine says why they ended.
-    logger.handlers = [_Screen() if launcher.rank() == 0 else logging.NullHandler()]
+    logger.handlers = [Screen() if launcher.rank() == 0 else logging.NullHandler()]
+    if not isinstance(sys.stderr, Unfailing | None):
+        sys.stderr = cast(TextIO, Unfailing(sys.stderr))
+    if sys.stdin is None:  # closed by whatever started this process: there is nothing to read
+        sys.stdin = Path(os.devnull).open(encoding="utf-8")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")  # queries and answers; a text to train on is read as bytes
     try:
+        for argument in sys.argv[1:]:
+            require_utf8(argument)
         sys.exit(app(standalone_mode=False) or DONE)
     except (typer.Abort, KeyboardInterrupt):
         _exit("Stopped.", SIGNALLED + signal.SIGINT)
@@ -169,6 +172,11 @@ def main() -> NoReturn:
         _exit(str(error), FAILED, speaks=error.is_first_left)
     except (SaveError, TrainingError) as error:
         _exit(str(error), FAILED)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        # Whatever else is written is named where it fails.
+        _exit("Standard output can't be written: no space is left. Free some, and run the command again.", FAILED)
     except Exception as error:
         if hasattr(error, "format_message"):  # a usage error of click, which typer has under several names
             message = error.format_message().rstrip(".")

@@ -49,6 +49,17 @@ def find_files(data: Iterable[str], option: str = "--data") -> list[Path]:
     return list(dict.fromkeys(found))
 
 
+def require_utf8(given: str) -> None:
+    """Raise `InputError` if a name or another argument holds bytes that are not UTF-8, which no setting could keep."""
+    try:
+        given.encode()
+    except UnicodeEncodeError:
+        raise InputError(
+            f"{given} holds bytes that are not UTF-8. Rename the file or folder; if the name looks right to you, set "
+            "the environment variable LC_ALL to C.UTF-8."
+        ) from None
+
+
 def one_file(entry: Path, option: str) -> Path:
     """Return the only file that a path stands for; raises `InputError` if it stands for several, or for none."""
     files = find_files([str(entry)], option)

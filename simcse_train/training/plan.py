@@ -14,6 +14,7 @@ from simcse_train.config import STARTER, TrainConfig, choices, make_config, opti
 from simcse_train.data import hub
 from simcse_train.data.batches import Batches, held_out_sentences
 from simcse_train.data.corpus import Corpus
+from simcse_train.data.files import require_utf8
 from simcse_train.data.order import LATEST
 from simcse_train.data.training_pairs import TrainingPairs
 from simcse_train.data.views import Repetition
@@ -165,7 +166,9 @@ def _lasting(entry: str) -> str:
 
 
 def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().absolute())
+    absolute = str(Path(path).expanduser().absolute())
+    require_utf8(absolute)  # the folder that the user is in, too: a checkpoint names the file
+    return absolute
 
 
 def find_device(wanted: str) -> str:

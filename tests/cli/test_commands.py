@@ -196,7 +196,7 @@ def whole(text: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal_saves_and_the_resumed_run_ends_with_the_same_bits(
     number: signal.Signals, whole: Path, text: Path, tiny: Path, tmp_path: Path
 ) -> None:

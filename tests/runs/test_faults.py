@@ -302,7 +302,7 @@ def test_what_a_dead_process_left_in_the_cache_is_swept_and_a_live_one_is_let_be
     assert not left_over(cache_folder())
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal_before_training_begins_leaves_nothing(number: signal.Signals, tiny: Path, tmp_path: Path) -> None:
     long = tmp_path / "long.txt"
     long.write_text("".join(f"the cat {i} runs\n" for i in range(300_000)))

@@ -299,3 +299,17 @@ def test_a_second_interrupt_stops_at_once() -> None:
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_hangup_that_is_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as `nohup` starts a program
+    try:
+        with StopRequests() as stop:
+            stop.begun = True
+            signal.raise_signal(signal.SIGHUP)
+            assert stop.signal_number is None
+            signal.raise_signal(signal.SIGTERM)
+            assert stop.signal_number == signal.SIGTERM
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
