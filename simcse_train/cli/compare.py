@@ -17,9 +17,9 @@ from simcse_train.cli.app import (
     import_quietly,
     load,
     require_path,
-    require_text,
 )
 from simcse_train.cli.serving import PortOption, ServeOption, check_serve, serve_pages
+from simcse_train.data.files import find_files, one_file, require_other_file
 from simcse_train.errors import InputError
 
 if TYPE_CHECKING:
@@ -69,11 +69,15 @@ def compare_command(
     for option, path in (("--write-eval", write_eval), ("--write-pairs", write_pairs)):
         if path is not None and path.suffix != ".jsonl":
             raise InputError(f"{option} {path} must end in .jsonl.")
-    require_text(data)
+    texts = find_files(data)
     if judge is not None:
         require_path(judge, "--judge")
+    kept = [*texts, *(path for path in (judge, answers) if path is not None)]
+    for option, path in (("--write-eval", write_eval), ("--write-pairs", write_pairs)):
+        if path is not None:
+            require_other_file(path, option, kept)
+            kept.append(path)
     import_quietly()
-    from simcse_train.data.files import one_file
     from simcse_train.data.pairs import read_pairs
     from simcse_train.evaluation import comparison as blind
     from simcse_train.evaluation.labels import read_labelled

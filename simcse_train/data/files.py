@@ -68,6 +68,13 @@ def one_file(entry: Path, option: str) -> Path:
     return files[0]
 
 
+def require_other_file(target: Path, option: str, used: Iterable[Path]) -> None:
+    """Raise `InputError` if a file that is to be written is one that the command uses too, which would be lost."""
+    for path in used:
+        if target.absolute() == path.absolute() or (target.exists() and path.exists() and target.samefile(path)):
+            raise InputError(f"{option} {target} would replace {path}, which this command uses too. Choose another.")
+
+
 def is_saved_data_set(path: Path) -> bool:
     """Say whether a folder is what `datasets` saves: a data set, or several splits of one."""
     return (path / SPLITS).is_file() or ((path / STATE).is_file() and (path / DESCRIBED).is_file())

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from simcse_train import distributed
-from simcse_train.data.files import one_file, open_file
+from simcse_train.data.files import one_file, open_file, require_other_file
 from simcse_train.data.source import named
 from simcse_train.data.texts import read_texts
 from simcse_train.encoders.acceptance import use_flash, use_kernels
@@ -60,6 +60,7 @@ def encode_file(
     if source == "-" and distributed.world_size() > 1:
         raise InputError("INPUT -: several processes can't share standard input. Give a file, or start one process.")
     path = Path("standard input") if source == "-" else one_file(Path(source), "INPUT")
+    require_other_file(target, "OUTPUT", [path])
     partial = target.with_name(f".{target.name}{PARTIAL}")
     try:
         with sys.stdin.buffer if source == "-" else open_file(path, "INPUT") as raw:

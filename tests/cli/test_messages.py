@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from simcse_train.config import make_config
@@ -122,3 +125,31 @@ def test_names_and_text_in_messages_do_not_act_on_the_terminal(
     assert "␛[31mred␇ man" in shown
     assert "run␛[0m" in shown
     assert not {character for character in shown if ord(character) < 0x20} - set("\t\n\r")
+
+
+def test_no_command_replaces_a_file_that_it_uses(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [f"the {color} {animal}" for color in ("red", "blue", "big", "small") for animal in ("cat", "dog", "hill")]
+    table = tmp_path / "t.jsonl"
+    table.write_text("".join(json.dumps({"text": line, "label": line[-3:]}) + "\n" for line in lines))
+    pq.write_table(pa.table({"text": lines, "label": range(len(lines))}), tmp_path / "t.parquet")
+    (tmp_path / "link.parquet").symlink_to("t.parquet")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    asked = ("compare", "starter", tiny, "--data", table, "--judge", table, "--label-column", "label")
+    answers = ("--answers", tmp_path / "a.jsonl")
+    for target, read, arguments in [
+        ("OUTPUT {}/t.parquet", "{}/t.parquet", ("encode", tiny, tmp_path / "t.parquet", tmp_path / "t.parquet")),
+        ("OUTPUT {}/link.parquet", "{}/t.parquet", ("encode", tiny, tmp_path / "t.parquet", tmp_path / "link.parquet")),
+        ("--write-eval {}/t.jsonl", "{}/t.jsonl", (*asked, *answers, "--write-eval", table)),
+        ("--write-pairs {}/a.jsonl", "{}/a.jsonl", (*asked, *answers, "--write-pairs", tmp_path / "a.jsonl")),
+        (
+            "--write-pairs {}/p.jsonl",
+            "{}/p.jsonl",
+            (*asked, "--write-eval", tmp_path / "p.jsonl", "--write-pairs", tmp_path / "p.jsonl"),
+        ),
+    ]:
+        said = refused(capsys, *arguments)
+        expected = f"{target.format(tmp_path)} would replace {read.format(tmp_path)}, which this command uses too"
+        assert expected in said, arguments
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
