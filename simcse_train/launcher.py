@@ -31,6 +31,11 @@ def attempt() -> int:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
+def is_launched() -> bool:
+    """Return whether a launcher started this process that may start it again."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
 def command() -> str:
     """Return how the program was started, up to its own options."""
     if processes() == 1:
@@ -42,7 +47,7 @@ def command() -> str:
 
 def started_at() -> datetime:
     """Return when the launcher started, the same on every attempt; without a launcher, the present."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
+    if not is_launched():
         return datetime.now()
     import psutil  # slow to import, and a single process does not need it
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from simcse_train.config import TrainConfig
 from simcse_train.encoders.saving import ENCODER
 from simcse_train.errors import InputError
-from simcse_train.launcher import command, started_at
+from simcse_train.launcher import command, is_launched, started_at
 from simcse_train.runs.atomic import PARTIAL, remove_leftovers
 
 CONFIG = "config.yaml"
@@ -61,15 +61,19 @@ def run_folder(config: TrainConfig) -> Path:
 def new_run_folder(config: TrainConfig) -> Path:
     """Create the run folder; raises `InputError` if it cannot be created or is in use.
 
-    A folder that holds only what a run that never began leaves behind counts as empty.
+    A folder that holds only what a run that never began leaves behind counts as empty. Runs without a name that begin
+    in the same second get folders of their own, except under a launcher, whose every attempt must find the same one.
     """
     run = run_folder(config)
     try:
+        if not config.output and not is_launched():
+            return _unused_folder(run)
         if run.exists() and (not run.is_dir() or any(not _is_leftover(path) for path in run.iterdir())):
-            what = "already holds a run" if (run / CONFIG).exists() else "is not an empty folder"
-            raise InputError(
-                f"--output {run} {what}. Choose another folder, or continue that run: {command()} --resume {run}."
-            )
+            if (run / CONFIG).exists():
+                found = "already holds a run", f", or continue that run: {command()} --resume {run}"
+            else:
+                found = "is not an empty folder", ""
+            raise InputError(f"--output {run} {found[0]}. Choose another folder{found[1]}.")
         run.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(run / START, ignore_errors=True)  # of a run that was killed before its settings were written
         (run / LOCK).touch()
@@ -78,6 +82,20 @@ def new_run_folder(config: TrainConfig) -> Path:
             f"--output {run} can't be written: {error.strerror}. Choose a folder that you may write to."
         ) from None
     return run
+
+
+def _unused_folder(wanted: Path) -> Path:
+    """Create a folder with the wanted name, or with the first number after it that no other process has taken."""
+    folder, number = wanted, 1
+    while True:
+        try:
+            folder.mkdir(parents=True)
+            break
+        except FileExistsError:
+            number += 1
+            folder = wanted.with_name(f"{wanted.name}-{number}")
+    (folder / LOCK).touch()
+    return folder
 
 
 def _is_leftover(path: Path) -> bool:

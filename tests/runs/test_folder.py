@@ -2,13 +2,17 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from simcse_train.config import make_config
 from simcse_train.errors import InputError
-from simcse_train.runs.folder import check_space
+from simcse_train.runs import folder
+from simcse_train.runs.folder import CONFIG, LOCK, check_space, new_run_folder
 
 MIB = 2**20
 
@@ -41,3 +45,27 @@ def test_what_a_resumed_run_has_on_the_disk_counts_as_free(tmp_path: Path, free:
         path.write_bytes(bytes(mib * MIB))
     free(96)
     check_space(tmp_path, 10 * MIB, 2)
+
+
+def test_runs_that_begin_in_the_same_second_have_folders_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(folder, "started_at", lambda: datetime(2026, 11, 30, 12, 0, 0))
+    config = make_config({"data": "t.txt"})
+    with ThreadPoolExecutor(8) as pool:
+        runs = list(pool.map(lambda _: new_run_folder(config), range(24)))
+    names = ["starter-20261130-120000", *(f"starter-20261130-120000-{number}" for number in range(2, 25))]
+    assert sorted(map(str, runs)) == sorted(f"runs/{name}" for name in names)
+    assert all((run / LOCK).exists() for run in runs)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")  # under a launcher all attempts have the same folder
+    for run in sorted(runs):
+        (run / CONFIG).touch()
+    with pytest.raises(InputError, match=r"runs/starter-20261130-120000 already holds a run.*, or continue that run: "):
+        new_run_folder(config)
+
+
+def test_a_folder_that_holds_no_run_is_not_said_to_be_continued(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(InputError, match=r"is not an empty folder\. Choose another folder\.$"):
+        new_run_folder(make_config({"data": "t.txt", "output": str(tmp_path)}))
