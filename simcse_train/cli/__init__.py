@@ -33,6 +33,7 @@ from simcse_train.version import __version__
 
 DONE, FAILED, WRONG_INPUT, SIGNALLED = 0, 1, 2, 128
 SHARED = ("encode", "evaluate")  # commands that several processes share; of the others the first alone does the work
+NEEDED = ("simcse_train.training.start", "sklearn.cluster")  # by every training, the latter for what it measures
 
 # Read by the libraries when they are first used; what the user has set stays.
 ENVIRONMENT = {
@@ -76,7 +77,7 @@ def train_command(
     try:
         if resume is not None:
             require_path(resume, "--resume")
-            import_quietly()
+            import_quietly(*NEEDED)
             from simcse_train.training.start import resume as resume_run
 
             run = resume_run(resume, {**from_file, **given})
@@ -85,7 +86,7 @@ def train_command(
             require_text(validated.data)
             for option_name, path in (("--pairs", validated.pairs), ("--eval", validated.eval)):
                 require_text([path] if path else [], option_name)
-            import_quietly()
+            import_quietly(*NEEDED)
             from simcse_train.training.start import train
 
             run = train(validated)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 from collections.abc import Iterable
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -84,16 +85,19 @@ def load(name_or_path: str, pooling: str) -> Encoder:
 
 
 @functools.cache
-def import_quietly() -> None:
-    """Import torch and transformers, which takes seconds, and silence the messages and progress bars of transformers.
+def import_quietly(*more: str) -> None:
+    """Import torch, transformers and more modules, which takes seconds, and silence transformers.
 
     Only the command line may do so, not the library, and once.
     """
-    # Both make hundreds of thousands of objects, and all of them stay. To look for garbage among them meanwhile, again
+    # They make hundreds of thousands of objects, and all of them stay. To look for garbage among them meanwhile, again
     # and again, takes a fifth of the time.
     gc.disable()
     try:
         import transformers.modeling_utils
+
+        for module in more:
+            import_module(module)
     finally:
         gc.freeze()  # nor is it looked for among them later
         gc.enable()
