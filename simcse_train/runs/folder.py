@@ -86,10 +86,11 @@ def new_run_folder(config: TrainConfig) -> Path:
 
 def _unused_folder(wanted: Path) -> Path:
     """Create a folder with the wanted name, or with the first number after it that no other process has taken."""
+    wanted.parent.mkdir(parents=True, exist_ok=True)  # fails where it is no folder, as a link to a disk that is away
     folder, number = wanted, 1
     while True:
         try:
-            folder.mkdir(parents=True)
+            folder.mkdir()
             break
         except FileExistsError:
             number += 1

@@ -113,8 +113,9 @@ def cached_embeddings(
         silent = None if distributed.is_main() else True
         with tqdm(total=len(numbers), desc="embed", unit="sentence", leave=False, disable=silent) as bar:
             for start in range(0, len(numbers), CHUNK):
-                out[start : start + CHUNK] = embed(numbers[start : start + CHUNK])
-                bar.update(len(numbers[start : start + CHUNK]))
+                chosen = numbers[start : start + CHUNK]
+                out[start : start + CHUNK] = embed(chosen)
+                bar.update(len(chosen))
 
     key = [encoder_fingerprint(encoder), encoder.tokenizer.fingerprint(), text, _digest(numbers), precision]
     return cached_array("embeddings", key, (len(numbers), encoder.hidden_size), np.float16, write)

@@ -69,3 +69,14 @@ def test_a_folder_that_holds_no_run_is_not_said_to_be_continued(tmp_path: Path) 
     (tmp_path / "notes.txt").touch()
     with pytest.raises(InputError, match=r"is not an empty folder\. Choose another folder\.$"):
         new_run_folder(make_config({"data": "t.txt", "output": str(tmp_path)}))
+
+
+@pytest.mark.parametrize("is_link", [True, False])
+def test_runs_that_is_no_folder_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_link: bool) -> None:
+    monkeypatch.chdir(tmp_path)
+    if is_link:
+        Path("runs").symlink_to("a disk that is away")
+    else:
+        Path("runs").touch()
+    with pytest.raises(InputError, match=r"^--output runs/starter-.* can't be written: "):
+        new_run_folder(make_config({"data": "t.txt"}))
