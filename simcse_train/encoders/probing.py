@@ -15,7 +15,6 @@ from simcse_train.encoders.attention import compute_first_tokens_in_last_layer, 
 from simcse_train.encoders.encoder import Encoder
 from simcse_train.encoders.packing import pack
 from simcse_train.encoders.padding import accepted_inputs
-from simcse_train.encoders.relative import cut_relative_embeddings
 from simcse_train.errors import InputError
 from simcse_train.randomness import seeded
 
@@ -73,6 +72,9 @@ def choose_computation(encoder: Encoder, name: str, *, packed: bool) -> None:
         return
     encoder.packed = False
     encoder.model.set_attn_implementation(attention)
+    # Imported here: it imports DeBERTa, for which a start with any packed encoder need not wait.
+    from simcse_train.encoders.relative import cut_relative_embeddings
+
     cut_relative_embeddings(encoder.model)
     if not all(_close(encoder.states(*p), states) for p, (_, states) in zip(packs, expected, strict=True)):
         raise InputError(
