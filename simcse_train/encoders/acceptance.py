@@ -7,14 +7,13 @@ the same, up to rounding; in half precision, no farther from float32 than the pr
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from simcse_train.encoders import flash, fusion
 from simcse_train.encoders.compiled.build import CannotCompile
-from simcse_train.encoders.compiled.families import embed_tokens, read_layers, unsupported
+from simcse_train.encoders.compiled.families import read_layers, read_tables, unsupported
 from simcse_train.encoders.compiled.library import library
 from simcse_train.encoders.compiled.stack import Stack
 from simcse_train.encoders.encoder import Encoder, first_position
@@ -50,7 +49,7 @@ def use_kernels(encoder: Encoder, precision: str, accepted: str = "") -> str:
     if reason := obstacle(encoder, precision):
         return reason
     try:
-        stack = Stack(read_layers(encoder.model))
+        stack = Stack(read_tables(encoder.model), read_layers(encoder.model))
         found = "" if library().name == accepted else _difference_of_kernels(encoder, stack, PRECISIONS[precision])
     except CannotCompile as error:
         return str(error)
@@ -122,13 +121,10 @@ def _objection(encoder: Encoder, other: States, precision: str) -> str:
 def _difference_of_kernels(encoder: Encoder, stack: Stack, precision: torch.dtype) -> str:
     def kernels(tokens: Tensor, lengths: Tensor, first_only: bool) -> Tensor:
         places = positions(lengths, len(tokens)) + first_position(encoder.model)
-        embedded = embed_tokens(encoder.model, tokens, places)
-        return stack(embedded, lengths, first_only=first_only, training=False)
+        return stack(tokens, places, lengths, first_only=first_only, training=False)
 
-    embeddings: Any = encoder.model.embeddings
-    parameters: list[Tensor] = [parameter for layer in stack.layers for parameter in layer.parameters()]
-    parameters += embeddings.LayerNorm.parameters()
-    return difference(encoder, _present(encoder), kernels, parameters, precision)
+    # The gradient of the words would cost a matrix of the size of the vocabulary; it comes from the same sums.
+    return difference(encoder, _present(encoder), kernels, stack.parameters()[1:], precision)
 
 
 def _present(encoder: Encoder) -> States:

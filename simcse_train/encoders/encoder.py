@@ -17,7 +17,6 @@ from torch.nn.functional import normalize
 from tqdm.auto import tqdm
 from transformers import PretrainedConfig, PreTrainedModel
 
-from simcse_train.encoders.compiled.families import embed_tokens
 from simcse_train.encoders.compiled.stack import Stack
 from simcse_train.encoders.dropout import replace_dropout
 from simcse_train.encoders.modules import Dense, Folder, LayerNorm, Normalize
@@ -125,8 +124,7 @@ class Encoder(nn.Module):
             return self.padded_states(tokens, lengths)
         places = moved(positions(lengths, len(tokens)) + first_position(self.model), tokens.device)
         if self.stack is not None and (self.training or self.stack_encodes):
-            embedded = embed_tokens(self.model, tokens, places)
-            return self.stack(embedded, lengths, first_only=first_only, training=self.training)
+            return self.stack(tokens, places, lengths, first_only=first_only, training=self.training)
         types = {"token_type_ids": torch.zeros_like(tokens)[None]} if self.gives_types else {}
         output = self.model(
             input_ids=tokens[None],

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -14,6 +13,25 @@ from simcse_train.encoders.attention import layer_list
 # Model types of transformers, MiniLM being a bert. Their layers are those of Vaswani et al. 2017, with the norms last.
 BERTS = ("bert", "roberta", "xlm-roberta", "electra")
 FAMILIES = (*BERTS, "distilbert")
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The parts of the embeddings, and the probability of dropout after their norm."""
+
+    words: nn.Embedding
+    positions: nn.Embedding
+    kinds: nn.Embedding | None  # of which every token is the first, in models that know kinds of tokens
+    norm: nn.LayerNorm
+    dropout: float
+    projection: nn.Linear | None  # where ELECTRA's embeddings are narrower than its layers
+
+    def parameters(self) -> tuple[Tensor, ...]:
+        """Return the tables, and weight and bias of the norm and the projection, in the order of the fields."""
+        tables = (self.words, self.positions, self.kinds)
+        parts = (self.norm, self.projection)
+        found = [table.weight for table in tables if table is not None]
+        return (*found, *(tensor for part in parts if part is not None for tensor in (part.weight, part.bias)))
 
 
 @dataclass(frozen=True)
@@ -46,13 +64,17 @@ def read_layers(model: PreTrainedModel) -> list[Layer]:
     return [_distilbert(layer) if model.config.model_type == "distilbert" else _bert(layer) for layer in layers]
 
 
-def embed_tokens(model: PreTrainedModel, tokens: Tensor, places: Tensor) -> Tensor:
-    """Return the states before the first layer (total, hidden) of packed tokens (total,) at positions (total,)."""
+def read_tables(model: PreTrainedModel) -> Tables:
+    """Return the embeddings of a model of `FAMILIES`; raises `AttributeError` where a part has another name."""
     embeddings: Any = model.embeddings
-    types = {} if model.config.model_type == "distilbert" else {"token_type_ids": torch.zeros_like(tokens)[None]}
-    states: Tensor = embeddings(input_ids=tokens[None], position_ids=places[None], **types)
-    project = getattr(model, "embeddings_project", None)  # where ELECTRA's embeddings are narrower than its layers
-    return (states if project is None else project(states))[0]
+    return Tables(
+        words=embeddings.word_embeddings,
+        positions=embeddings.position_embeddings,
+        kinds=None if model.config.model_type == "distilbert" else embeddings.token_type_embeddings,
+        norm=embeddings.LayerNorm,
+        dropout=embeddings.dropout.p,
+        projection=getattr(model, "embeddings_project", None),
+    )
 
 
 def unsupported(model: PreTrainedModel) -> str:
@@ -65,8 +87,10 @@ def unsupported(model: PreTrainedModel) -> str:
         return f"the kernels compute the activation gelu, not {activation}"
     hidden, heads = config.hidden_size, config.num_attention_heads
     inner = getattr(config, "intermediate_size", None) or config.hidden_dim
-    if hidden % 32 or inner % 32 or hidden % heads or (hidden // heads) % 16:
-        return f"the kernels need sizes of 32 n and heads of 16 n, not {hidden}, {inner} and {hidden / heads:g}"
+    sizes = [hidden, inner, getattr(config, "embedding_size", hidden)]  # the last one is ELECTRA's
+    if any(size % 32 for size in sizes) or hidden % heads or (hidden // heads) % 16:
+        listed = ", ".join(str(size) for size in dict.fromkeys(sizes))
+        return f"the kernels need sizes of 32 n and heads of 16 n, not {listed} and {hidden / heads:g}"
     return ""
 
 

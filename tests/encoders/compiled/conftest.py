@@ -28,12 +28,14 @@ def kernels(own_cache: None) -> Iterator[Library]:
 
 
 def make_larger_family(name: str, folder: Path) -> Path:
-    """Save a random two-layer encoder of a family, of sizes that the kernels compute: 64, 96 and heads of 16."""
+    """Save a random two-layer encoder of a family, of sizes that the kernels compute: 64, 96, 32, heads of 16."""
     make_family(name, folder)
     config = AutoConfig.from_pretrained(folder)
     sizes = {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 96}
     if name == "distilbert":
         sizes = {"dim": 64, "n_heads": 4, "hidden_dim": 96}
+    if name == "electra":
+        sizes["embedding_size"] = 32
     config.update(sizes)
     AutoModel.from_config(config).save_pretrained(folder)
     return folder

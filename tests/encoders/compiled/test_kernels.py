@@ -15,7 +15,8 @@ from torch.nn.functional import gelu, layer_norm
 from simcse_train.encoders.compiled.add_norm import AddNorm, States
 from simcse_train.encoders.compiled.attention import Attention, layout_of
 from simcse_train.encoders.compiled.buffers import Buffers
-from simcse_train.encoders.compiled.families import Layer
+from simcse_train.encoders.compiled.embedding import Embedding
+from simcse_train.encoders.compiled.families import Layer, Tables
 from simcse_train.encoders.compiled.library import Library
 from simcse_train.encoders.compiled.work import Work
 
@@ -72,6 +73,78 @@ def test_add_norm(kernels: Library, rows: int, width: int, affine: bool, p: floa
     assert norm.weight.grad is not None and norm.bias.grad is not None
     assert close(of_gamma, norm.weight.grad, torch.float32)
     assert close(of_beta, norm.bias.grad, torch.float32)
+
+
+@given(
+    tokens=st.lists(st.integers(0, 8), min_size=1, max_size=60),
+    width=st.integers(1, 6),
+    projected=st.sampled_from([0, 64]),
+    kinds=st.booleans(),
+    padding=st.sampled_from([None, 0, 3]),
+    sparse=st.booleans(),
+    p=PROBABILITIES,
+    precision=PRECISIONS,
+)
+@few
+def test_embedding(
+    kernels: Library,
+    tokens: list[int],
+    width: int,
+    projected: int,
+    kinds: bool,
+    padding: int | None,
+    sparse: bool,
+    p: float,
+    precision: torch.dtype,
+) -> None:
+    torch.manual_seed(len(tokens))
+    width *= 32
+    count, rows = len(tokens), len(tokens) + 3
+    words = torch.nn.Embedding(9, width, padding_idx=padding, sparse=sparse)
+    tables = Tables(
+        words,
+        positions=torch.nn.Embedding(5, width),
+        kinds=torch.nn.Embedding(2, width) if kinds else None,
+        norm=torch.nn.LayerNorm(width, eps=1e-5),
+        dropout=p,
+        projection=torch.nn.Linear(width, projected) if projected else None,
+    )
+    with torch.no_grad():
+        tables.norm.weight.copy_(random(width))
+        tables.norm.bias.copy_(random(width))
+    index, places = torch.tensor(tokens), torch.arange(count) % 5
+    hidden = projected or width
+    gradient, more = random(rows, hidden), random(rows, hidden, precision=precision)
+    gradient[count:], more[count:] = 0, 0
+    with torch.no_grad():
+        one = Embedding(work_of(kernels, precision), tables, index, places, rows)
+        states = one.forward()
+        exact, rounded, before_projection = states.exact.clone(), states.rounded.clone(), one._states(width)[1].clone()
+        found = one.backward(gradient, more)
+    assert not exact[count:].any() and torch.equal(exact.to(precision), rounded)
+
+    summed = words(index) + tables.positions(places)
+    if tables.kinds is not None:
+        summed = summed + tables.kinds(torch.zeros_like(index))
+    kept = before_projection[:count] != 0
+    assert p > 0 or kept.all()
+    expected = tables.norm(summed) * kept / (1 - round(p * 2**16) / 2**16)
+    if tables.projection is not None:
+        expected = tables.projection(expected)
+    expected.backward((gradient + more.float())[:count])
+    tolerance = precision if projected else torch.float32
+    assert close(exact[:count], expected.detach(), tolerance)
+    assert len(found) == len(tables.parameters())
+    for of_kernel, parameter in zip(found, tables.parameters(), strict=True):
+        assert parameter.grad is not None and of_kernel.is_sparse == parameter.grad.is_sparse
+        assert close(of_kernel.to_dense(), parameter.grad.to_dense(), tolerance)
+
+
+def test_rows_are_summed_by_groups(kernels: Library) -> None:
+    matrix, out = torch.arange(5 * 32.0).view(5, 32), torch.empty(2, 32)
+    order, ends = torch.tensor([4, 0, 1, 3]), torch.tensor([1, 4])
+    kernels.run("sum_rows", torch.float32, width=32, groups=2, order=order, ends=ends, matrix=matrix, out=out)
+    assert torch.equal(out, torch.stack([matrix[4], matrix[0] + matrix[1] + matrix[3]]))
 
 
 @given(rows=st.integers(1, 40), width=st.integers(1, 12), precision=PRECISIONS)

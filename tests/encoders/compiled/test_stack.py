@@ -40,14 +40,15 @@ def without_dropout(encoder: Encoder) -> Iterator[None]:
     """Let an encoder be in training mode and drop nothing."""
     layered = encoder.stack
     assert layered is not None
-    layers = layered.layers
+    tables, layers = layered.tables, layered.layers
+    layered.tables = replace(tables, dropout=0.0)
     layered.layers = [replace(layer, dropout=(0.0, 0.0, 0.0)) for layer in layers]
     modules = [module for module in encoder.modules() if isinstance(module, Dropout)]
     before = [module.p for module in modules]
     for module in modules:
         module.p = 0.0
     yield
-    layered.layers = layers
+    layered.tables, layered.layers = tables, layers
     for module, p in zip(modules, before, strict=True):
         module.p = p
 

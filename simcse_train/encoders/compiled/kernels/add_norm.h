@@ -1,10 +1,9 @@
 // Bias, dropout, residual and layer norm in one pass: what follows a linear layer in a transformer whose norms come last.
 //
-//     z = drop(y + bias) + r
-//     x = (z - mean(z)) / deviation(z)             mean and deviation over a row
-//     out = gamma * x + beta
+//     z = drop(y + bias) + r,   out = norm(z)
 #pragma once
 #include "noise.h"
+#include "norm.h"
 #include "parallel.h"
 
 struct AddNormForward {
@@ -36,7 +35,7 @@ static void add_norm_forward(const AddNormForward& a) {
             const T* y = (const T*)a.product + at;
             const float* r = a.residual + at;
             float* x = a.normalized + at;
-            Floats total = {}, squares = {};
+            Floats total = {};
             for (int64_t j = 0; j < width; j += 2 * LANES) {
                 Floats kept[2];
                 factors(a.noise, (a.noise.first * width + at + j) / 2, kept[0], kept[1]);
@@ -49,36 +48,27 @@ static void add_norm_forward(const AddNormForward& a) {
                     total += z;
                 }
             }
-            const float mean = sum(total) / width;
-            for (int64_t j = 0; j < width; j += LANES) {
-                Floats centred = load(x + j) - mean;
-                squares += centred * centred;
-            }
-            const float inverse = 1.0f / sqrtf(sum(squares) / width + a.epsilon);
-            a.inverse[row] = inverse;
-            for (int64_t j = 0; j < width; j += LANES) {
-                Floats normalized = (load(x + j) - mean) * inverse;
-                store(x + j, normalized);
-                Floats out = normalized * load(a.gamma + j) + load(a.beta + j);
-                store((T*)a.out + at + j, out);
-                if (a.out_float) store(a.out_float + at + j, out);
-            }
+            a.inverse[row] = norm_row(x, width, total, a.gamma, a.beta, a.epsilon, [&](int64_t j, const Floats* out) {
+                for (int half = 0; half < 2; half++) {
+                    const int64_t i = at + j + half * LANES;
+                    store((T*)a.out + i, out[half]);
+                    if (a.out_float) store(a.out_float + i, out[half]);
+                }
+            });
         }
     });
 }
 EXPORT(add_norm_forward, AddNormForward)
 
-// With g the gradient of out:
+// With dz the gradient of z (norm.h), which is that of r, too:
 //
-//     dgamma = sum over rows of g x,   dbeta = sum over rows of g,   h = gamma g
-//     dz = (h - mean(h) - x mean(h x)) / deviation       which is the gradient of r, too
 //     dy = dz where y was kept (times the factor), else 0,   dbias = sum over rows of dy
 struct AddNormBackward {
     int64_t threads;
     int64_t rows;
     int64_t width;
-    const float* gradient;        // (rows, width): g, or null for zeros
-    const void* gradient_more;    // T (rows, width), added to g; or null
+    const float* gradient;        // (rows, width): that of out, or null for zeros
+    const void* gradient_more;    // T (rows, width), added to it; or null
     const float* normalized;      // (rows, width): x
     const float* inverse;         // (rows)
     const float* gamma;           // (width)
@@ -103,34 +93,22 @@ static void add_norm_backward(const AddNormBackward& a) {
         memset(dgamma, 0, 3 * width * sizeof(float));
         for (int64_t row = share.from; row < share.to; row++) {
             const int64_t at = row * width;
-            const float* x = a.normalized + at;
-            float* dz = a.residual_gradient + at;
+            const float* gradient = a.gradient ? a.gradient + at : nullptr;
+            const T* more = a.gradient_more ? (const T*)a.gradient_more + at : nullptr;
             T* dy = (T*)a.product_gradient + at;
-            Floats total = {}, total_x = {};
-            for (int64_t j = 0; j < width; j += LANES) {
-                Floats g = {};
-                if (a.gradient) g += load(a.gradient + at + j);
-                if (a.gradient_more) g += load((const T*)a.gradient_more + at + j);
-                store(dgamma + j, load(dgamma + j) + g * load(x + j));
-                store(dbeta + j, load(dbeta + j) + g);
-                Floats h = g * load(a.gamma + j);
-                store(dz + j, h);
-                total += h;
-                total_x += h * load(x + j);
-            }
-            const float mean = sum(total) / width, mean_x = sum(total_x) / width;
-            for (int64_t j = 0; j < width; j += 2 * LANES) {
-                Floats kept[2];
-                factors(a.noise, (a.noise.first * width + at + j) / 2, kept[0], kept[1]);
-                for (int half = 0; half < 2; half++) {
-                    const int64_t i = j + half * LANES;
-                    Floats d = (load(dz + i) - mean - load(x + i) * mean_x) * a.inverse[row];
-                    store(dz + i, d);
-                    d *= kept[half];
-                    store(dy + i, d);
-                    store(dbias + i, load(dbias + i) + d);
-                }
-            }
+            norm_row_backward(
+                a.normalized + at, a.inverse[row], width, a.gamma, dgamma, dbeta, a.residual_gradient + at,
+                [&](int64_t j, Floats* g) { add_gradients(gradient, more, j, g); },
+                [&](int64_t j, const Floats* dz) {
+                    Floats kept[2];
+                    factors(a.noise, (a.noise.first * width + at + j) / 2, kept[0], kept[1]);
+                    for (int half = 0; half < 2; half++) {
+                        const int64_t i = j + half * LANES;
+                        Floats d = dz[half] * kept[half];
+                        store(dy + i, d);
+                        store(dbias + i, load(dbias + i) + d);
+                    }
+                });
         }
     });
     add_partial(width, used, 3 * width, a.partial, a.gamma_gradient);

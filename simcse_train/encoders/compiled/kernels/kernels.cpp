@@ -2,5 +2,6 @@
 #include "adamw.h"
 #include "add_norm.h"
 #include "attention.h"
+#include "embedding.h"
 #include "gelu.h"
 #include "transpose.h"
