@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from simcse_train.encoders.compiled.embedding import BEFORE_LAYERS
 from simcse_train.encoders.compiled.library import Library
 from simcse_train.encoders.compiled.noise import draw_seed, noise
 from tests.encoders.compiled.test_kernels import attention_of, factors_of, work_of
@@ -66,6 +67,7 @@ def test_seeds_layers_and_places_are_independent(kernels: Library) -> None:
     assert torch.equal(found, kept(kernels, 5))
     others = [kept(kernels, seed) for seed in (4, 6, 7, 5 + 2**31, 5 + 2**32, 5 + 2**61)]
     others += [kept(kernels, 5, layer) for layer in (1, 2, 11)] + [kept(kernels, 5, 0, place) for place in (0, 2, 3)]
+    others.append(kept(kernels, 5, *BEFORE_LAYERS))
     for number, other in enumerate(others):
         assert correlation(found, other) < 5
         for moved in (1, 16, 32):

@@ -132,6 +132,19 @@ def test_a_weight_changed_between_the_passes_and_a_second_backward_pass_are_refu
         states.sum().backward()
 
 
+def test_a_token_and_a_position_without_an_embedding_are_refused(small: Path) -> None:
+    encoder = load_encoder(small).train()
+    assert use_kernels(encoder, "fp32") == ""
+    tables = encoder.stack.tables if encoder.stack is not None else None
+    assert tables is not None
+    for wrong in (-1, tables.words.num_embeddings):
+        with pytest.raises(IndexError, match=f"{wrong}.* embeddings"):
+            encoder.states(torch.tensor([2, wrong, 3]), torch.tensor([3]))
+    longer = tables.positions.num_embeddings + 1
+    with pytest.raises(IndexError, match=f"{longer - 1} of {longer - 1} embeddings"):
+        encoder.states(torch.full((longer,), 5), torch.tensor([longer]))
+
+
 def test_memory_of_inference_mode_can_be_trained_in(small: Path) -> None:
     encoder = load_encoder(small).train()
     assert use_kernels(encoder, "fp32") == ""
