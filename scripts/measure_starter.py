@@ -27,7 +27,8 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from simcse_train import load_encoder, train
 from simcse_train.cli.app import import_quietly
-from simcse_train.config import make_config, read_settings
+from simcse_train.config import make_config
+from simcse_train.config_file import read_settings
 from simcse_train.data.pairs import Pair, read_pairs
 from simcse_train.encoders.encoder import Encoder
 from simcse_train.encoders.loading import STARTER_FOLDER

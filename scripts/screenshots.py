@@ -19,7 +19,7 @@ import typer
 from PIL import Image
 
 from scripts.browser import emulate, open_browser, served
-from simcse_train.config import read_settings
+from simcse_train.config_file import read_settings
 from simcse_train.evaluation.comparison import Comparison, Sheet
 from simcse_train.export.folder import load_saved_encoder
 from simcse_train.pages.compare import compare_routes

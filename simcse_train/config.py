@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
@@ -270,30 +269,3 @@ def make_config(settings: Mapping[str, Any], source: str | None = None) -> Train
         return TrainConfig(**settings)
     except ValidationError as error:
         raise InputError((f"{source}: " if source else "") + _explain(error)) from None
-
-
-def read_settings(path: Path) -> dict[str, Any]:
-    """Read the settings of a YAML file; their names are checked, not yet whether they are complete.
-
-    Raises `InputError` if the file cannot be read, is not a mapping, or has a key that is no setting.
-    """
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"--config {path}: {error.strerror or error}. Check the path.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"--config {path} is not valid YAML: {' '.join(str(error).split())}.") from None
-    if not isinstance(settings, dict):
-        raise InputError(f"--config {path} must hold settings, one 'name: value' per line.")
-    settings = {str(name): value for name, value in settings.items()}  # YAML has keys that are numbers, or nothing
-    make_config({"data": "-", **settings}, source=f"--config {path}")
-    return settings
-
-
-def config_yaml(config: TrainConfig) -> str:
-    """Return the settings as YAML, without `output`, so that repeating a run makes a new folder."""
-    settings = config.model_dump(exclude={"output"})
-    head = "# Every setting of this run. To repeat it: simcse-train --config THIS_FILE\n"
-    return head + yaml.safe_dump(
-        settings, sort_keys=False
-    )  # ASCII with escapes: YAML folds U+0085 and similar characters

@@ -7,7 +7,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simcse_train.config import TrainConfig, config_yaml, make_config, objective_setting, read_settings
+from simcse_train.config import TrainConfig, make_config, objective_setting
+from simcse_train.config_file import config_yaml, read_settings
 from simcse_train.errors import InputError
 from simcse_train.training.optimizer import peak_rate
 from tests.conftest import CONFIGS
@@ -97,13 +98,36 @@ def test_an_unknown_key_suggests_the_nearest(tmp_path: Path, key: str, near: str
         read_settings(tmp_path / "c.yaml")
 
 
-@pytest.mark.parametrize("content", ["- a\n- b\n", "a: [1\n", "", "just text", "5: x\n", "~: x\n", "[a]: x\n"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "- a\n- b\n",
+        "a: [1\n",
+        "",
+        "just text",
+        "5: x\n",
+        "~: x\n",
+        "[a]: x\n",
+        "seed: 2026-02-30\n",
+        "seed: " + "[" * 5000,
+        "? {a: b}\n: c\n",
+    ],
+)
 def test_a_file_that_holds_no_settings_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "c.yaml").write_text(content)
     with pytest.raises(InputError, match=r"--config .*c\.yaml"):
         read_settings(tmp_path / "c.yaml")
     with pytest.raises(InputError, match="No such file"):
         read_settings(tmp_path / "nowhere.yaml")
+
+
+@pytest.mark.parametrize(
+    ("content", "line"), [("seed: 1\nepochs: 2\nseed: 3\n", 3), ("{seed: 1, 'seed': 1}", 1), ("data: a\ndata: b", 2)]
+)
+def test_a_setting_that_stands_twice_is_refused(tmp_path: Path, content: str, line: int) -> None:
+    (tmp_path / "c.yaml").write_text(content)
+    with pytest.raises(InputError, match=rf"c\.yaml, line {line}: '(seed|data)' stands in line 1, too\. Keep one\."):
+        read_settings(tmp_path / "c.yaml")
 
 
 @settings(max_examples=100, deadline=None)

@@ -25,7 +25,8 @@ from simcse_train import launcher
 from simcse_train.cli import compare, encoders, runs, texts  # noqa: F401 (their commands register themselves)
 from simcse_train.cli.app import app, import_quietly, require_path, require_text
 from simcse_train.cli.screen import Screen, Unfailing
-from simcse_train.config import TrainConfig, choices, make_config, option, read_settings
+from simcse_train.config import TrainConfig, choices, make_config, option
+from simcse_train.config_file import read_settings
 from simcse_train.data.display import visible
 from simcse_train.data.files import require_utf8
 from simcse_train.errors import InputError, ProcessLost, SaveError, Stopped, TrainingError

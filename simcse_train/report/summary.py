@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from simcse_train.config import TrainConfig, make_config, read_settings
+from simcse_train.config import TrainConfig, make_config
+from simcse_train.config_file import read_settings
 from simcse_train.data.batches import held_out_sentences
 from simcse_train.data.cache import Counts
 from simcse_train.data.corpus import open_corpus

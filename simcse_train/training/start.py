@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from simcse_train import distributed, launcher
-from simcse_train.config import STARTER, TrainConfig, config_yaml, make_config, read_settings
+from simcse_train.config import STARTER, TrainConfig, make_config
+from simcse_train.config_file import config_yaml, read_settings
 from simcse_train.data.batches import Batches
 from simcse_train.data.files import find_files, one_file
 from simcse_train.data.pairs import fingerprint

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from simcse_train.config import make_config, read_settings
+from simcse_train.config import make_config
+from simcse_train.config_file import read_settings
 from simcse_train.data.hub import select
 
 REVISION = "a" * 40

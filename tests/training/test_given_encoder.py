@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from simcse_train import load_encoder, resume, train
-from simcse_train.config import make_config, read_settings
+from simcse_train.config import make_config
+from simcse_train.config_file import read_settings
 from simcse_train.encoders import probing
 from simcse_train.encoders.saving import save_encoder
 from simcse_train.errors import Stopped

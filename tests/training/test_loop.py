@@ -14,7 +14,8 @@ import torch
 from accelerate.utils import is_bf16_available
 from safetensors.torch import load_file
 
-from simcse_train.config import TrainConfig, make_config, read_settings
+from simcse_train.config import TrainConfig, make_config
+from simcse_train.config_file import read_settings
 from simcse_train.data import batches as batches_module
 from simcse_train.data.batches import two_views
 from simcse_train.encoders.head import projection_head

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from simcse_train.config import TrainConfig, make_config, read_settings
+from simcse_train.config import TrainConfig, make_config
+from simcse_train.config_file import read_settings
 from simcse_train.data.batches import Batches
 from simcse_train.errors import InputError, Stopped
 from simcse_train.runs.metrics import read_metrics
