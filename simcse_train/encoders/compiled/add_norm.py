@@ -78,7 +78,7 @@ class AddNorm:
             inverse=self._inverse(rows),
             gamma=self.norm.weight,
             partial=self.work.partial(3 * width),
-            residual_gradient=of_residual,
+            sum_gradient=of_residual,
             product_gradient=of_product,
             gamma_gradient=gamma,
             beta_gradient=beta,

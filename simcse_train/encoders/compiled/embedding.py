@@ -85,7 +85,7 @@ class Embedding:
             sum_gradient=of_sum,
             gamma_gradient=gamma,
             beta_gradient=beta,
-            kind_gradient=kind,
+            bias_gradient=kind,
             **self._noise(),
         )
         words = self._of_table(self.tables.words, self.tokens, of_sum)

@@ -28,7 +28,7 @@ def kept(kernels: Library, seed: int, layer: int = 0, place: int = 1, p: float =
         inverse=torch.ones(ROWS),
         gamma=torch.ones(WIDTH),
         partial=torch.empty(torch.get_num_threads() * 3 * WIDTH),
-        residual_gradient=torch.empty(ROWS, WIDTH),
+        sum_gradient=torch.empty(ROWS, WIDTH),
         product_gradient=of_product,
         gamma_gradient=unused[0],
         beta_gradient=unused[1],

@@ -2,9 +2,7 @@
 //
 //     z = drop(y + bias) + r,   out = norm(z)
 #pragma once
-#include "noise.h"
 #include "norm.h"
-#include "parallel.h"
 
 struct AddNormForward {
     int64_t threads;
@@ -60,59 +58,27 @@ static void add_norm_forward(const AddNormForward& a) {
 }
 EXPORT(add_norm_forward, AddNormForward)
 
-// With dz the gradient of z (norm.h), which is that of r, too:
+// With dz the gradient of z, which is that of r, too:
 //
 //     dy = dz where y was kept (times the factor), else 0,   dbias = sum over rows of dy
 struct AddNormBackward {
-    int64_t threads;
-    int64_t rows;
-    int64_t width;
-    const float* gradient;        // (rows, width): that of out, or null for zeros
-    const void* gradient_more;    // T (rows, width), added to it; or null
-    const float* normalized;      // (rows, width): x
-    const float* inverse;         // (rows)
-    const float* gamma;           // (width)
-    Noise noise;                  // that of the forward pass
-    float* partial;               // memory for (threads, 3, width)
-    float* residual_gradient;     // result (rows, width): dz
-    void* product_gradient;       // result T (rows, width): dy
-    float* gamma_gradient;        // result (width)
-    float* beta_gradient;         // result (width)
-    float* bias_gradient;         // result (width)
+    NormBackward norm;
+    void* product_gradient;  // result T (rows, width): dy
 };
 
 template <class T>
-static void add_norm_backward(const AddNormBackward& a) {
-    const int64_t width = a.width;
-    int used = 1;
-    parallel(a.threads, [&](int thread, int threads) {
-        if (thread == 0) used = threads;
-        Share share(a.rows, thread, threads);
-        float* dgamma = a.partial + thread * 3 * width;
-        float *dbeta = dgamma + width, *dbias = dbeta + width;
-        memset(dgamma, 0, 3 * width * sizeof(float));
-        for (int64_t row = share.from; row < share.to; row++) {
-            const int64_t at = row * width;
-            const float* gradient = a.gradient ? a.gradient + at : nullptr;
-            const T* more = a.gradient_more ? (const T*)a.gradient_more + at : nullptr;
-            T* dy = (T*)a.product_gradient + at;
-            norm_row_backward(
-                a.normalized + at, a.inverse[row], width, a.gamma, dgamma, dbeta, a.residual_gradient + at,
-                [&](int64_t j, Floats* g) { add_gradients(gradient, more, j, g); },
-                [&](int64_t j, const Floats* dz) {
-                    Floats kept[2];
-                    factors(a.noise, (a.noise.first * width + at + j) / 2, kept[0], kept[1]);
-                    for (int half = 0; half < 2; half++) {
-                        const int64_t i = j + half * LANES;
-                        Floats d = dz[half] * kept[half];
-                        store(dy + i, d);
-                        store(dbias + i, load(dbias + i) + d);
-                    }
-                });
-        }
-    });
-    add_partial(width, used, 3 * width, a.partial, a.gamma_gradient);
-    add_partial(width, used, 3 * width, a.partial + width, a.beta_gradient);
-    add_partial(width, used, 3 * width, a.partial + 2 * width, a.bias_gradient);
+static void add_norm_backward(const AddNormBackward& arguments) {
+    const NormBackward& a = arguments.norm;
+    norm_backward<T>(
+        a, [](int64_t, int64_t, Floats*) {},
+        [&](int64_t row, int64_t j, const Floats* dz, float* dbias) {
+            Floats kept[2];
+            factors(a.noise, ((a.noise.first + row) * a.width + j) / 2, kept[0], kept[1]);
+            for (int half = 0; half < 2; half++) {
+                Floats d = dz[half] * kept[half];
+                store((T*)arguments.product_gradient + row * a.width + j + half * LANES, d);
+                store(dbias + half * LANES, load(dbias + half * LANES) + d);
+            }
+        });
 }
 EXPORT(add_norm_backward, AddNormBackward)

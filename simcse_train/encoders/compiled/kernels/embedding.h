@@ -2,9 +2,7 @@
 //
 //     z = words[token] + positions[place] + kind,   out = drop(norm(z))
 #pragma once
-#include "noise.h"
 #include "norm.h"
-#include "parallel.h"
 
 struct EmbeddingForward {
     int64_t threads;
@@ -56,59 +54,22 @@ static void embedding_forward(const EmbeddingForward& a) {
 }
 EXPORT(embedding_forward, EmbeddingForward)
 
-// The gradient of z, which is that of each token's embeddings of word and position.
-struct EmbeddingBackward {
-    int64_t threads;
-    int64_t rows;
-    int64_t width;
-    const float* gradient;      // (rows, width): that of out, or null for zeros
-    const void* gradient_more;  // T (rows, width), added to it; or null
-    const float* normalized;    // (rows, width): x
-    const float* inverse;       // (rows)
-    const float* gamma;         // (width)
-    Noise noise;                // that of the forward pass
-    float* partial;             // memory for (threads, 3, width)
-    float* sum_gradient;        // result (rows, width): that of z
-    float* gamma_gradient;      // result (width)
-    float* beta_gradient;       // result (width)
-    float* kind_gradient;       // result (width): the sum over rows of that of z
-};
-
+// The gradient of z is that of each token's embeddings of word and position; its sum over rows, that of kind.
 template <class T>
-static void embedding_backward(const EmbeddingBackward& a) {
-    const int64_t width = a.width;
-    int used = 1;
-    parallel(a.threads, [&](int thread, int threads) {
-        if (thread == 0) used = threads;
-        Share share(a.rows, thread, threads);
-        float* dgamma = a.partial + thread * 3 * width;
-        float *dbeta = dgamma + width, *dkind = dbeta + width;
-        memset(dgamma, 0, 3 * width * sizeof(float));
-        for (int64_t row = share.from; row < share.to; row++) {
-            const int64_t at = row * width;
-            const float* gradient = a.gradient ? a.gradient + at : nullptr;
-            const T* more = a.gradient_more ? (const T*)a.gradient_more + at : nullptr;
-            norm_row_backward(
-                a.normalized + at, a.inverse[row], width, a.gamma, dgamma, dbeta, a.sum_gradient + at,
-                [&](int64_t j, Floats* g) {
-                    Floats kept[2];
-                    factors(a.noise, (a.noise.first * width + at + j) / 2, kept[0], kept[1]);
-                    add_gradients(gradient, more, j, g);
-                    for (int half = 0; half < 2; half++) g[half] *= kept[half];
-                },
-                [&](int64_t j, const Floats* dz) {
-                    for (int half = 0; half < 2; half++) {
-                        const int64_t i = j + half * LANES;
-                        store(dkind + i, load(dkind + i) + dz[half]);
-                    }
-                });
-        }
-    });
-    add_partial(width, used, 3 * width, a.partial, a.gamma_gradient);
-    add_partial(width, used, 3 * width, a.partial + width, a.beta_gradient);
-    add_partial(width, used, 3 * width, a.partial + 2 * width, a.kind_gradient);
+static void embedding_backward(const NormBackward& a) {
+    norm_backward<T>(
+        a,
+        [&](int64_t row, int64_t j, Floats* g) {
+            Floats kept[2];
+            factors(a.noise, ((a.noise.first + row) * a.width + j) / 2, kept[0], kept[1]);
+            for (int half = 0; half < 2; half++) g[half] *= kept[half];
+        },
+        [](int64_t, int64_t, const Floats* dz, float* dkind) {
+            for (int half = 0; half < 2; half++)
+                store(dkind + half * LANES, load(dkind + half * LANES) + dz[half]);
+        });
 }
-EXPORT(embedding_backward, EmbeddingBackward)
+EXPORT(embedding_backward, NormBackward)
 
 // Sums of groups of rows: out[g] = sum over i in [ends[g - 1], ends[g]) of matrix[order[i]]. A group is summed by one
 // thread, in its order.

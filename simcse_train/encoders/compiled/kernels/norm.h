@@ -1,8 +1,9 @@
-// Layer norm of one row, as part of the kernels that make the row.
+// Layer norm, as part of the kernels that make what is normed.
 //
 //     x = (z - mean(z)) / deviation(z),   out = gamma * x + beta         mean and deviation over the row
 #pragma once
-#include "vectors.h"
+#include "noise.h"
+#include "parallel.h"
 
 // On entry x holds z, whose sum is `total`; on return, x. Calls give(j, out) with the 2 * LANES values of out from
 // element j on. Returns 1 / deviation.
@@ -29,46 +30,75 @@ INLINE float norm_row(float* x, int64_t width, Floats total, const float* gamma,
     return inverse;
 }
 
-// With g the gradient of out, of which take(j, g) gives the 2 * LANES values from element j on, and h = gamma g:
+// With g the gradient of out and h = gamma g:
 //
-//     dgamma += g x,   dbeta += g,   dz = (h - mean(h) - x mean(h x)) / deviation
-//
-// Calls give(j, dz) in the same way, once it is stored.
-template <class Take, class Give>
-INLINE void norm_row_backward(const float* x, float inverse, int64_t width, const float* gamma, float* dgamma,
-                              float* dbeta, float* dz, Take take, Give give) {
-    Floats total = {}, total_x = {};
-    for (int64_t j = 0; j < width; j += 2 * LANES) {
-        Floats g[2];
-        take(j, g);
-        for (int half = 0; half < 2; half++) {
-            const int64_t i = j + half * LANES;
-            store(dgamma + i, load(dgamma + i) + g[half] * load(x + i));
-            store(dbeta + i, load(dbeta + i) + g[half]);
-            Floats h = g[half] * load(gamma + i);
-            store(dz + i, h);
-            total += h;
-            total_x += h * load(x + i);
-        }
-    }
-    const float mean = sum(total) / width, mean_x = sum(total_x) / width;
-    for (int64_t j = 0; j < width; j += 2 * LANES) {
-        Floats d[2];
-        for (int half = 0; half < 2; half++) {
-            const int64_t i = j + half * LANES;
-            d[half] = (load(dz + i) - mean - load(x + i) * mean_x) * inverse;
-            store(dz + i, d[half]);
-        }
-        give(j, d);
-    }
-}
+//     dz = (h - mean(h) - x mean(h x)) / deviation
+//     dgamma = sum over rows of g x,   dbeta = sum over rows of g
+struct NormBackward {
+    int64_t threads;
+    int64_t rows;
+    int64_t width;              // a multiple of 2 * LANES
+    const float* gradient;      // (rows, width): that of out, or null for zeros
+    const void* gradient_more;  // T (rows, width), added to it; or null
+    const float* normalized;    // (rows, width): x
+    const float* inverse;       // (rows): 1 / deviation
+    const float* gamma;         // (width)
+    Noise noise;                // that of the forward pass
+    float* partial;             // memory for (threads, 3, width)
+    float* sum_gradient;        // result (rows, width): dz
+    float* gamma_gradient;      // result (width)
+    float* beta_gradient;       // result (width)
+    float* bias_gradient;       // result (width): that of what z has in every row, a sum over rows
+};
 
-// The sum of two gradients from element j on: one in float and one in T, of which either may be null.
-template <class T>
-INLINE void add_gradients(const float* gradient, const T* more, int64_t j, Floats* sums) {
-    for (int half = 0; half < 2; half++) {
-        const int64_t i = j + half * LANES;
-        sums[half] = gradient ? load(gradient + i) : Floats{};
-        if (more) sums[half] += load(more + i);
-    }
+// Calls before(row, j, g) with the 2 * LANES values of g from element j on, to change them before they are used, and
+// after(row, j, dz, dbias) with those of dz, once it is stored, to add to dbias from there on.
+template <class T, class Before, class After>
+static void norm_backward(const NormBackward& a, Before before, After after) {
+    const int64_t width = a.width;
+    int used = 1;
+    parallel(a.threads, [&](int thread, int threads) {
+        if (thread == 0) used = threads;
+        Share share(a.rows, thread, threads);
+        float* dgamma = a.partial + thread * 3 * width;
+        float *dbeta = dgamma + width, *dbias = dbeta + width;
+        memset(dgamma, 0, 3 * width * sizeof(float));
+        for (int64_t row = share.from; row < share.to; row++) {
+            const int64_t at = row * width;
+            const float* x = a.normalized + at;
+            float* dz = a.sum_gradient + at;
+            Floats total = {}, total_x = {};
+            for (int64_t j = 0; j < width; j += 2 * LANES) {
+                Floats g[2];
+                for (int half = 0; half < 2; half++) {
+                    const int64_t i = at + j + half * LANES;
+                    g[half] = a.gradient ? load(a.gradient + i) : Floats{};
+                    if (a.gradient_more) g[half] += load((const T*)a.gradient_more + i);
+                }
+                before(row, j, g);
+                for (int half = 0; half < 2; half++) {
+                    const int64_t i = j + half * LANES;
+                    store(dgamma + i, load(dgamma + i) + g[half] * load(x + i));
+                    store(dbeta + i, load(dbeta + i) + g[half]);
+                    Floats h = g[half] * load(a.gamma + i);
+                    store(dz + i, h);
+                    total += h;
+                    total_x += h * load(x + i);
+                }
+            }
+            const float mean = sum(total) / width, mean_x = sum(total_x) / width;
+            for (int64_t j = 0; j < width; j += 2 * LANES) {
+                Floats d[2];
+                for (int half = 0; half < 2; half++) {
+                    const int64_t i = j + half * LANES;
+                    d[half] = (load(dz + i) - mean - load(x + i) * mean_x) * a.inverse[row];
+                    store(dz + i, d[half]);
+                }
+                after(row, j, d, dbias + j);
+            }
+        }
+    });
+    add_partial(width, used, 3 * width, a.partial, a.gamma_gradient);
+    add_partial(width, used, 3 * width, a.partial + width, a.beta_gradient);
+    add_partial(width, used, 3 * width, a.partial + 2 * width, a.bias_gradient);
 }
