@@ -10,18 +10,30 @@ import yaml
 from simcse_train.config import TrainConfig, make_config
 from simcse_train.errors import InputError
 
+NOT_TEXT = ("tag:yaml.org,2002:null", "tag:yaml.org,2002:merge")
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads values as text, as the command line does: to YAML itself `kernels: off` is a Boolean."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 (the name and the type are those of yaml)
+        first: [(tag, pattern) for tag, pattern in resolvers if tag in NOT_TEXT]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """Read the settings of a YAML file; their names are checked, not yet whether they are complete.
+    """Return the settings that a YAML file holds, which need not be complete, with the types of `TrainConfig`.
 
-    Raises `InputError` if the file cannot be read, is not a mapping, has a key that is no setting, or one twice.
+    Raises `InputError` if the file cannot be read, is not a mapping, or has a key that is no setting, or one twice, or
+    a value that is not allowed.
     """
     try:
         text = path.read_text(encoding="utf-8")
-        settings, keys = yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
+        settings, keys = yaml.load(text, _Loader), yaml.compose(text, _Loader)
     except OSError as error:
         raise InputError(f"--config {path}: {error.strerror or error}. Check the path.") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # 2026-02-30 is a ValueError
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"--config {path} is not valid YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(settings, dict) or not isinstance(keys, yaml.MappingNode):
         raise InputError(f"--config {path} must hold settings, one 'name: value' per line.")
@@ -31,9 +43,8 @@ def read_settings(path: Path) -> dict[str, Any]:
         if name in first:
             raise InputError(f"--config {path}, line {line}: {name!r} stands in line {first[name]}, too. Keep one.")
         first[name] = line
-    settings = {str(name): value for name, value in settings.items()}  # YAML has keys that are numbers, or nothing
-    make_config({"data": "-", **settings}, source=f"--config {path}")
-    return settings
+    settings = {str(name): value for name, value in settings.items()}  # a key may be nothing
+    return make_config({"data": "-", **settings}, source=f"--config {path}").model_dump(include=set(settings))
 
 
 def config_yaml(config: TrainConfig) -> str:

@@ -108,7 +108,7 @@ def test_an_unknown_key_suggests_the_nearest(tmp_path: Path, key: str, near: str
         "5: x\n",
         "~: x\n",
         "[a]: x\n",
-        "seed: 2026-02-30\n",
+        "seed: !!timestamp 2026-02-30\n",
         "seed: " + "[" * 5000,
         "? {a: b}\n: c\n",
     ],
@@ -128,6 +128,28 @@ def test_a_setting_that_stands_twice_is_refused(tmp_path: Path, content: str, li
     (tmp_path / "c.yaml").write_text(content)
     with pytest.raises(InputError, match=rf"c\.yaml, line {line}: '(seed|data)' stands in line 1, too\. Keep one\."):
         read_settings(tmp_path / "c.yaml")
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "value"),
+    [
+        ("kernels: off", "kernels", "off"),
+        ("projection: on", "projection", "on"),
+        ("learning_rate: 3e-5", "learning_rate", 3e-5),
+        ("output: 2026-11-30", "output", "2026-11-30"),
+        ("data: a.txt", "data", ["a.txt"]),
+        ("data: [a.txt, 2026]", "data", ["a.txt", "2026"]),
+        ("text_column: 1", "text_column", "1"),
+        ("max_steps: 1_000", "max_steps", 1000),
+        ("patience:", "patience", None),
+        ("eval: ~", "eval", None),
+    ],
+)
+def test_values_of_a_file_are_read_as_the_command_line_reads_them(
+    tmp_path: Path, line: str, name: str, value: object
+) -> None:
+    (tmp_path / "c.yaml").write_text(f"{line}\n")
+    assert read_settings(tmp_path / "c.yaml") == {name: value}
 
 
 @settings(max_examples=100, deadline=None)

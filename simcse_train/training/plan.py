@@ -22,7 +22,7 @@ from simcse_train.encoders.encoder import Encoder, dropout_settings
 from simcse_train.encoders.probing import is_deterministic, is_repeatable
 from simcse_train.errors import InputError
 from simcse_train.evaluation.diagnosis import Diagnosis, harmless_rate, recommend, recommend_for_pairs
-from simcse_train.runs.folder import check_space, keep_standard_input
+from simcse_train.runs.folder import STANDARD_INPUT, check_space, keep_standard_input
 from simcse_train.training.optimizer import peak_rate
 
 FEWEST_STEPS = 40  # of a run on pairs alone: 200 pairs are four batches, and one pass through them changes nothing
@@ -40,6 +40,8 @@ CHANGEABLE = (
     "log_every",
     "track",
 )
+# Whose `auto` the program replaces by what it finds.
+FOUND = ("objective", "pooling", "projection", "device", "precision", "kernels")
 
 
 def resolve(config: TrainConfig, encoder: Encoder, run: Path) -> TrainConfig:
@@ -223,8 +225,19 @@ def find_precision(wanted: str, device: str, float32_only: str = "") -> str:
 
 
 def changed(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
-    """Return the settings of a resumed run; raises `InputError` for a change that would make it another run."""
+    """Return the settings of a resumed run; raises `InputError` for a change that would make it another run.
+
+    The settings that began the run may be given again: what they leave to the program is no change.
+    """
     old = config.model_dump()
+    given = make_config({**old, **changes}).model_dump(include=set(changes))  # with the types of the settings
+    changes = {
+        name: value
+        for name, value in given.items()
+        if not (value is None and name != "save_minutes") and not (value == "auto" and name in FOUND)
+    }
+    if "model" in changes and _absolute(changes["model"]) == config.model:
+        changes["model"] = config.model
     for name, value in changes.items():
         # A text or pairs may move, but not be added: they decide what is trained on and which step is the best.
         added = name in ("data", "eval", "pairs") and not old[name]
@@ -238,7 +251,8 @@ def changed(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
             raise InputError(f"{option(name)} can only be raised when a run is resumed; it was {old[name]}.")
     allowed = {name: value for name, value in changes.items() if name in CHANGEABLE}
     if "data" in allowed:
-        allowed["data"] = [_absolute(entry) for entry in allowed["data"]]
+        kept = next((entry for entry in config.data if Path(entry).name == STANDARD_INPUT), "-")
+        allowed["data"] = [kept if entry == "-" else _lasting(entry) for entry in allowed["data"]]
     for name in ("eval", "pairs"):
         if name in allowed:
             allowed[name] = _absolute(allowed[name])

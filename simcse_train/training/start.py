@@ -102,6 +102,8 @@ def resume(path: str | Path, changes: Mapping[str, Any] | None = None) -> Run:
 
 def _resume(path: Path, changes: Mapping[str, Any]) -> Run:
     run = run_to_resume(path)
+    if "output" in changes and Path(str(changes["output"])).expanduser().resolve() == run.resolve():
+        changes = {name: value for name, value in changes.items() if name != "output"}
     with _only_writer(run), StopRequests() as stop:
         # The other processes read what the main process has found and checked.
         is_new, checkpoint = distributed.from_main(lambda: _where_to_continue(path, run))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,10 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
+from simcse_train import resume
 from simcse_train.cli import main
+from simcse_train.config_file import read_settings
+from simcse_train.errors import InputError
 from tests.conftest import EXAMPLES
 
 
@@ -234,3 +238,36 @@ def test_standard_input_is_learned_from_and_kept_for_resuming(text: Path, model:
         )
     assert (tmp_path / "run" / "stdin.txt").read_bytes() == text.read_bytes()
     assert run("--resume", tmp_path / "run", "--max-steps", 3) == 0
+    assert run("--resume", tmp_path / "run", "--max-steps", 4, "--data", "-") == 0  # the copy of it that the run keeps
+    assert read_settings(tmp_path / "run" / "config.yaml")["data"] == [str(tmp_path / "run" / "stdin.txt")]
+
+
+def test_the_settings_that_began_a_run_may_be_given_again_to_continue_it(
+    capsys: pytest.CaptureFixture[str], model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    left_open = ("objective", "precision", "device", "pooling", "projection", "kernels")
+    given = f"data: {text.name}\nmodel: encoder\noutput: run\nbatch_size: 8\nlearning_rate: 3e-5\nsave_every: 2\n"
+    given += "".join(f"{name}: auto\n" for name in left_open) + "epochs:\n"
+    (tmp_path / text.name).write_bytes(text.read_bytes())
+    shutil.copytree(model, tmp_path / "encoder")
+    Path("c.yaml").write_text(given)
+    assert run("--config", "c.yaml", "--max-steps", 2) == 0
+    before = read_settings(Path("run/config.yaml"))
+    assert run("--config", "c.yaml", "--resume", "run", "--max-steps", 4) == 0
+    after = read_settings(Path("run/config.yaml"))
+    assert after == {**before, "max_steps": 4, "kernels": "off"}  # the encoder is too small for them
+    assert run("--config", "c.yaml", "--resume", "run", "--max-steps", 6) == 0
+    for line, message in (
+        ("learning_rate: 1e-5", "--learning-rate 1e-05 differs from the run's own 3e-05"),
+        ("model: starter", "--model starter differs from the run's own"),
+        ("output: elsewhere", "--output elsewhere differs from the run's own"),
+        ("kernels: compile", "--kernels compile differs from the run's own"),
+        ("colour: red", "There is no setting 'colour'"),
+    ):
+        name = line.partition(":")[0]
+        rest = [old for old in given.splitlines() if not old.startswith(f"{name}:")]
+        Path("c.yaml").write_text("\n".join([*rest, line]))
+        assert message in refused(capsys, "--config", "c.yaml", "--resume", "run")
+    with pytest.raises(InputError, match="There is no setting 'colour'"):
+        resume("run", {"colour": "red"})
