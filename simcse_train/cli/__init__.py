@@ -182,7 +182,9 @@ def main() -> NoReturn:
     except Exception as error:
         if hasattr(error, "format_message"):  # a usage error of click, which typer has under several names
             message = error.format_message().rstrip(".")
-            _exit(f"{message}. The options are listed by simcse-train --help.", WRONG_INPUT)
+            context = getattr(error, "ctx", None)
+            named = f" {context.info_name}" if context is not None and context.parent is not None else ""
+            _exit(f"{message}. The options are listed by simcse-train{named} --help.", WRONG_INPUT)
         raise
 
 

@@ -35,8 +35,24 @@ PoolingOption = Annotated[
 ]
 
 
+NO_COMMANDS = {"train": "--data FILE", "resume": "--resume RUN"}  # what trains, and how
+
+
 class GroupedHelp(TyperGroup):
-    """Lists the options in `--help` under the groups that `TrainConfig` gives them."""
+    """Lists the options in `--help` under the groups that `TrainConfig` gives them.
+
+    It says how to train where a text, or the word, stands in the place of a command.
+    """
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return the command that the arguments begin with, and the rest of them; raises `InputError` for a text."""
+        name = args[0] if args else ""
+        if self.get_command(ctx, name) is None:
+            if name in NO_COMMANDS:
+                raise InputError(f"{name} is no command: simcse-train {NO_COMMANDS[name]} does that.")
+            if name and Path(name).exists():
+                raise InputError(f"{name} stands in the place of a command. To train on it: simcse-train --data {name}")
+        return super().resolve_command(ctx, args)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write one section per group, then the commands."""

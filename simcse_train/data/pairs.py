@@ -158,9 +158,7 @@ def columns_of(table: Records, roles: Sequence[str], optional: Sequence[str] = (
     missing = [role for role in roles if role not in found]
     if missing:
         if not table.header and len(table.names) < len(roles):
-            raise table.source.error(
-                f"has {len(table.names)} fields ({table.shape}); a pair needs {_wanted(roles)}.", 1
-            )
+            raise table.source.error(f"has too few fields ({table.shape}); a pair needs {_wanted(roles)}.", 1)
         raise table.source.error(
             f"has no columns for a pair that can be told. {table.listed}; {table.shape}. Name them {_wanted(roles)}"
             f"{' in the first line' if table.is_delimited else ''}."

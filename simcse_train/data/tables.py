@@ -257,9 +257,9 @@ def _rows(lines: Lines, dialect: Dialect, source: Source) -> Rows:
 
 def _wrong_width(source: Source, number: int, found: int, width: int, dialect: Dialect) -> Exception:
     return source.error(
-        f"has {found} fields where the first line has {width}, separated by {dialect.shown}. Correct the line: a "
-        "field that "
-        f"holds the separator stands in double quotes. If the file is lines of text and no table, rename it to .txt.",
+        f"has {found} field{'s' * (found > 1)} where the first line has {width}, separated by {dialect.shown}. Correct "
+        "the line: a field that holds the separator stands in double quotes. If the file is lines of text and no "
+        "table, rename it to .txt.",
         number,
     )
 

@@ -89,7 +89,7 @@ def inspect_text(
     counts, sample = sample_text(data, text_column, SAMPLE, encoding)
     if len(sample) < 2:
         raise InputError(
-            f"--data {' '.join(data)} holds {len(sample)} different sentences; at least two are needed, one a line."
+            f"--data {' '.join(data)} holds no two different sentences, one a line, and that many are needed."
         )
     encoder = load_encoder(model, pooling=pooling)
     rows = encoder.tokenizer.tokenize(sample, min(max_length, encoder.max_length))

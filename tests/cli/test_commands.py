@@ -41,6 +41,16 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     return said
 
 
+def test_a_usage_error_names_the_help_of_its_command_and_says_how_a_text_is_given(
+    capsys: pytest.CaptureFixture[str], text: Path
+) -> None:
+    assert refused(capsys, "encode", "starter").endswith("The options are listed by simcse-train encode --help.")
+    assert refused(capsys, "--foo").endswith("No such option: --foo. The options are listed by simcse-train --help.")
+    assert f"To train on it: simcse-train --data {text}" in refused(capsys, text)
+    assert refused(capsys, "train", "--data", text) == "train is no command: simcse-train --data FILE does that."
+    assert "No such command 'nothing'" in refused(capsys, "nothing")
+
+
 @pytest.fixture
 def model(tiny: Path) -> Path:
     return tiny

@@ -168,7 +168,7 @@ def test_a_header_is_told_by_its_names_or_by_the_numbers_below(content: str, tex
     ("name", "content", "column", "message"),
     [
         ("x.csv", b"Report of May\nid,text\n1,a b\n2,c\n", None, "line 1 is a single field.*looks like a title"),
-        ("x.csv", b"Hello, world\nThis is it\nFoo, bar, baz\n", None, "line 2 has 1 fields where the first line has 2"),
+        ("x.csv", b"Hello, world\nThis is it\nFoo, bar, baz\n", None, "line 2 has 1 field where the first line has 2"),
         ("x.csv", b"id,n\n1,4\n2,5\n", None, "no column of text: it holds 'id' .numbers., 'n' .numbers."),
         ("x.csv", b"id,text\n1,a\n2,b\n", "id", "only numbers in column 'id'"),
         ("x.csv", b"a,b\n", "c", "no column 'c'"),

@@ -69,7 +69,7 @@ def test_pairs_are_read_from_every_format(name: str, content: bytes, tmp_path: P
         ),
         ("p.csv", b"sentence1,sentence2,score\n,b,1\n,d,2\n", "no text in the first sentence of any"),
         ("p.csv", b"sentence1,sentence2,score\n1,b,1\n2,d,2\n", "only numbers, such as 1, in column 'sentence1'"),
-        ("p.txt", b"only text\nand more\n", "line 1 has 1 fields.*sentence1, sentence2 and score"),
+        ("p.txt", b"only text\nand more\n", "line 1 has too few fields.*sentence1, sentence2 and score"),
         ("p.json", b'[{"s1": ["a"], "s2": "b", "score": 1}]', "line 1: 's1' is not text"),
         ("p.tsv", "a\tb\t1\nc\tcafé\t2\n".encode("latin-1"), "line 2 is not valid UTF-8.*--encoding"),
     ],

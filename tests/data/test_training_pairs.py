@@ -40,7 +40,7 @@ def test_pairs_are_read_by_the_names_of_the_columns_or_by_their_order(tmp_path: 
     [
         ("p.csv", "anchor,positive\na man,\n", "line 2 does not hold an anchor and a positive"),
         ("p.csv", "anchor,positive\na man\n", "line 2 has too few fields"),
-        ("p.csv", "a man\na dog\n", "line 1 has 1 fields.*anchor and positive"),
+        ("p.csv", "a man\na dog\n", "line 1 has too few fields.*anchor and positive"),
         ("p.jsonl", '{"anchor": "a", "positive": "b"}\n3\n', "line 2 is JSON but no object"),
         ("p.jsonl", '{"anchor": "a", "positive": 3}\n', "line 1: 'positive' is not text"),
         ("p.csv", "", "is empty.*anchor and positive"),

@@ -69,7 +69,7 @@ def test_the_column_of_labels_may_be_counted_where_the_first_line_has_names(tmp_
         ("x\ta\nx\tb\n", "1", "1 different labels"),
         ("x\ta\ny\tb\n", "1", "2 different labels"),
         ("x\ta\ny\tb\n", "3", "no column '3'.*columns are counted: '1', '2'"),
-        ("x\ta\ny\n", "1", "line 2 has 1 fields"),
+        ("x\ta\ny\n", "1", "line 2 has 1 field where"),
         ("label\ttext\nx\ta\n", "topic", "no column 'topic'"),
     ],
 )
