@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from simcse_train.errors import InputError
@@ -42,8 +42,13 @@ def _setting(
     return Field(default=default, description=help_text, json_schema_extra=extra, **limits)
 
 
+def _as_text(value: object) -> object:
+    return str(value) if isinstance(value, Path) else value
+
+
 def _as_list(value: object) -> object:
-    return [value] if isinstance(value, str | Path) else value
+    entries = [value] if isinstance(value, str | Path) else value
+    return [_as_text(entry) for entry in entries] if isinstance(entries, list | tuple) else entries
 
 
 Paths = Annotated[list[str], BeforeValidator(_as_list)]
@@ -191,6 +196,12 @@ class TrainConfig(BaseModel):
     track: Trackers = _setting(
         SAVING, "Send metrics to a tracker too.", "tensorboard|wandb|mlflow|trackio", auto="none", default=[]
     )
+
+    @field_validator("model", "pairs", "eval", "output", mode="before")
+    @classmethod
+    def _path_as_text(cls, value: object) -> object:
+        """Take a path as Python programs have it."""
+        return _as_text(value)
 
     @model_validator(mode="after")
     def _settings_fit_together(self) -> TrainConfig:

@@ -11,6 +11,7 @@ from simcse_train.config import TrainConfig, make_config, objective_setting
 from simcse_train.config_file import config_yaml, read_settings
 from simcse_train.errors import InputError
 from simcse_train.training.optimizer import peak_rate
+from simcse_train.training.plan import changed
 from tests.conftest import CONFIGS
 
 
@@ -150,6 +151,17 @@ def test_values_of_a_file_are_read_as_the_command_line_reads_them(
 ) -> None:
     (tmp_path / "c.yaml").write_text(f"{line}\n")
     assert read_settings(tmp_path / "c.yaml") == {name: value}
+
+
+def test_paths_are_taken_as_python_programs_have_them() -> None:
+    names = {"data": "a.txt", "model": "m", "pairs": "p.csv", "eval": "e.tsv", "output": "runs/x"}
+    given: dict[str, object] = {name: Path(value) for name, value in names.items()}
+    assert make_config(given) == make_config(names)
+    assert make_config({**given, "data": [Path("a.txt"), "b.txt"]}).data == ["a.txt", "b.txt"]
+    assert make_config({**given, "data": (Path("a.txt"),)}).data == ["a.txt"]
+    changes = {"data": Path("/new/a.txt"), "pairs": Path("/new/p.csv"), "eval": Path("/new/e.tsv")}
+    moved = changed(make_config(names), changes)
+    assert (moved.data, moved.pairs, moved.eval) == (["/new/a.txt"], "/new/p.csv", "/new/e.tsv")
 
 
 @settings(max_examples=100, deadline=None)

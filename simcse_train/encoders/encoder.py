@@ -24,6 +24,7 @@ from simcse_train.encoders.packing import moved, pack_rows, packing, positions
 from simcse_train.encoders.padding import accepted_inputs, padded_states
 from simcse_train.encoders.pooling import pool
 from simcse_train.encoders.tokenizer import SentenceTokenizer
+from simcse_train.errors import InputError
 
 BATCH_TOKENS = 16_384  # that are encoded at once
 UNLIMITED = 1_000_000  # tokens: the limit of a model that has none
@@ -154,8 +155,16 @@ class Encoder(nn.Module):
         """Return one float32 row per sentence (sentences, hidden), without dropout and without the head.
 
         A batch has at most `batch_size` sentences, and fewer where they are long, which bounds the memory. A sentence
-        without a single token, as an empty one of a tokenizer without special tokens, gives zeros.
+        without a single token, as an empty one of a tokenizer without special tokens, gives zeros. Raises `InputError`
+        for a single text, whose letters would be taken for sentences, and for an entry that is no text.
         """
+        if isinstance(sentences, str):
+            raise InputError("encode takes a list of sentences, not a single text. Put it in brackets: encode([text]).")
+        for number, sentence in enumerate(sentences):
+            if not isinstance(sentence, str):
+                raise InputError(
+                    f"encode takes texts, and entry {number} of the list is {sentence!r:.80}. Leave it out."
+                )
         training = self.training
         self.eval()
         out = np.zeros((len(sentences), self.hidden_size), dtype=np.float32)

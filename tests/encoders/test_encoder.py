@@ -312,6 +312,16 @@ def test_a_long_text_costs_no_more_than_its_head(tiny: Path, caplog: pytest.LogC
     assert not caplog.records
 
 
+def test_a_single_text_and_what_is_no_text_are_refused(tiny: Path) -> None:
+    encoder: Any = load_encoder(tiny)
+    with pytest.raises(InputError, match=r"not a single text\. Put it in brackets"):
+        encoder.encode("a man plays")
+    for wrong in (None, float("nan"), 5, b"a man", ["a man"]):
+        with pytest.raises(InputError, match="entry 1 of the list is"):
+            encoder.encode(["a man", wrong])
+    assert encoder.encode(np.array(["a man", "a dog"])).shape == (2, encoder.hidden_size)
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_encoding_leaves_the_encoder_in_the_mode_it_was_in(tiny: Path, training: bool) -> None:
     encoder = load_encoder(tiny).train(training)
