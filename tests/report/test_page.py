@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,13 @@ def test_neighbours_that_changed_are_marked_and_the_rest_is_not(hostile_run: Pat
     before_cosines, after_cosines = summary.cosines
     assert before_cosines.views.mean() != after_cosines.views.mean()
     assert before_cosines.nearest.mean() > before_cosines.random.mean()
+
+
+def test_a_measure_of_the_start_alone_has_no_value_after_training(hostile_run: Path) -> None:
+    page = write_report([hostile_run]).read_text(encoding="utf-8")
+    cells = dict(re.findall(r"<tr><td>([a-z ]+)</td>\s*<td>([^<]*)</td>", page))
+    assert re.fullmatch(r"-?\d\.\d{4}", cells["hardest negative"])
+    assert re.fullmatch(r"-?\d\.\d{4} &rarr; -?\d\.\d{4}", cells["uniformity"])
 
 
 def test_a_run_without_checkpoints_or_text_still_has_a_page(hostile_run: Path, tmp_path: Path) -> None:
