@@ -78,15 +78,17 @@ def is_utf8(content: bytes) -> bool:
 
 
 def json_readings(text: str, lines: list[str]) -> list[list[str]]:
-    records: list[object] = []
-    try:
+    """Read a text as one JSON value and as one in each line, of which empty ones count; return each column."""
+    found: list[list[str]] = []
+    with contextlib.suppress(ValueError):
         whole = json.loads(text) if text.strip() else []
-        records = whole if isinstance(whole, list) else [whole]
-    except ValueError:
-        try:
-            records = [json.loads(line) if line.strip() else {} for line in lines]
-        except ValueError:
-            return []
+        found += _columns(whole if isinstance(whole, list) else [whole])
+    with contextlib.suppress(ValueError):
+        found += _columns([json.loads(line) if line.strip() else {} for line in lines])
+    return found
+
+
+def _columns(records: list[object]) -> list[list[str]]:
     rows = [{"text": r} if isinstance(r, str) else r if isinstance(r, dict) else {} for r in records]
     names = {name for row in rows for name in row}
     return [[row.get(name) or "" for row in rows] for name in names] or [["" for _ in rows]]
