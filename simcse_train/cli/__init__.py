@@ -27,7 +27,7 @@ from simcse_train.cli.app import app, import_quietly, require_path, require_text
 from simcse_train.cli.screen import Screen, Unfailing
 from simcse_train.config import TrainConfig, choices, make_config, option
 from simcse_train.config_file import read_settings
-from simcse_train.data.display import visible
+from simcse_train.data.display import shorten, visible
 from simcse_train.data.files import require_utf8
 from simcse_train.errors import InputError, ProcessLost, SaveError, Stopped, TrainingError
 from simcse_train.version import __version__
@@ -175,6 +175,8 @@ def main() -> NoReturn:
     except (SaveError, TrainingError) as error:
         _exit(str(error), FAILED)
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:  # wherever a path is first looked at
+            _exit(f"{shorten(str(error.filename))}: this name is too long for a file. Check the path.", WRONG_INPUT)
         if error.errno != errno.ENOSPC:
             raise
         # Whatever else is written is named where it fails.

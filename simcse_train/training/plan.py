@@ -231,6 +231,7 @@ def changed(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
     """
     old = config.model_dump()
     given = make_config({**old, **changes}).model_dump(include=set(changes))  # with the types of the settings
+    # Of what may change, only --save-minutes has a None that says something: no longer by the clock.
     changes = {
         name: value
         for name, value in given.items()

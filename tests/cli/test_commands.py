@@ -51,6 +51,11 @@ def test_a_usage_error_names_the_help_of_its_command_and_says_how_a_text_is_give
     assert "No such command 'nothing'" in refused(capsys, "nothing")
 
 
+@pytest.mark.parametrize("command", [[], ["--resume"], ["report"], ["evaluate", "--data", __file__]])
+def test_a_name_that_is_too_long_for_a_file_is_refused(capsys: pytest.CaptureFixture[str], command: list[str]) -> None:
+    assert "this name is too long for a file" in refused(capsys, *command, "a" * 5000)
+
+
 @pytest.fixture
 def model(tiny: Path) -> Path:
     return tiny
