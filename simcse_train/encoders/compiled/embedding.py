@@ -37,7 +37,7 @@ class Embedding:
             places=self.places,
             words=self.tables.words.weight.contiguous(),
             positions=self.tables.positions.weight.contiguous(),
-            kind=None if self.tables.kinds is None else self.tables.kinds.weight,
+            token_type=None if self.tables.token_types is None else self.tables.token_types.weight,
             gamma=self.tables.norm.weight,
             beta=self.tables.norm.bias,
             epsilon=self.tables.norm.eps,
@@ -71,7 +71,7 @@ class Embedding:
             of_out, more = None, self.work.multiply_back(of_product, self._projection(), "embedded gradient")
         width = self.tables.words.embedding_dim
         of_sum = self.work.exact("sum gradient", len(self.tokens), width)
-        gamma, beta, kind = torch.empty(3, width)
+        gamma, beta, token_type = torch.empty(3, width)
         self.work.run(
             "embedding_backward",
             rows=len(self.tokens),
@@ -85,16 +85,16 @@ class Embedding:
             sum_gradient=of_sum,
             gamma_gradient=gamma,
             beta_gradient=beta,
-            bias_gradient=kind,
+            bias_gradient=token_type,
             **self._noise(),
         )
         words = self._of_table(self.tables.words, self.tokens, of_sum)
         positions = self._of_table(self.tables.positions, self.places, of_sum)
-        kinds: tuple[Tensor, ...] = ()
-        if self.tables.kinds is not None:
-            kinds = (torch.zeros_like(self.tables.kinds.weight),)
-            kinds[0][0] = kind
-        return (words, positions, *kinds, gamma, beta, *projection)
+        token_types: tuple[Tensor, ...] = ()
+        if self.tables.token_types is not None:
+            token_types = (torch.zeros_like(self.tables.token_types.weight),)
+            token_types[0][0] = token_type
+        return (words, positions, *token_types, gamma, beta, *projection)
 
     def _of_table(self, table: torch.nn.Embedding, index: Tensor, of_rows: Tensor) -> Tensor:
         """Return the gradient of a table from those of its rows at an index (total,).

@@ -21,14 +21,14 @@ class Tables:
 
     words: nn.Embedding
     positions: nn.Embedding
-    kinds: nn.Embedding | None  # of which every token is the first, in models that know kinds of tokens
+    token_types: nn.Embedding | None  # every token is of the first type; None where the family has no types
     norm: nn.LayerNorm
     dropout: float
     projection: nn.Linear | None  # where ELECTRA's embeddings are narrower than its layers
 
     def parameters(self) -> tuple[Tensor, ...]:
         """Return the tables, and weight and bias of the norm and the projection, in the order of the fields."""
-        tables = (self.words, self.positions, self.kinds)
+        tables = (self.words, self.positions, self.token_types)
         parts = (self.norm, self.projection)
         found = [table.weight for table in tables if table is not None]
         return (*found, *(tensor for part in parts if part is not None for tensor in (part.weight, part.bias)))
@@ -70,7 +70,7 @@ def read_tables(model: PreTrainedModel) -> Tables:
     return Tables(
         words=embeddings.word_embeddings,
         positions=embeddings.position_embeddings,
-        kinds=None if model.config.model_type == "distilbert" else embeddings.token_type_embeddings,
+        token_types=None if model.config.model_type == "distilbert" else embeddings.token_type_embeddings,
         norm=embeddings.LayerNorm,
         dropout=embeddings.dropout.p,
         projection=getattr(model, "embeddings_project", None),

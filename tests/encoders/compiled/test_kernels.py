@@ -79,7 +79,7 @@ def test_add_norm(kernels: Library, rows: int, width: int, affine: bool, p: floa
     tokens=st.lists(st.integers(0, 8), min_size=1, max_size=60),
     width=st.integers(1, 6),
     projected=st.sampled_from([0, 64]),
-    kinds=st.booleans(),
+    types=st.booleans(),
     padding=st.sampled_from([None, 0, 3]),
     sparse=st.booleans(),
     p=PROBABILITIES,
@@ -91,7 +91,7 @@ def test_embedding(
     tokens: list[int],
     width: int,
     projected: int,
-    kinds: bool,
+    types: bool,
     padding: int | None,
     sparse: bool,
     p: float,
@@ -104,7 +104,7 @@ def test_embedding(
     tables = Tables(
         words,
         positions=torch.nn.Embedding(5, width),
-        kinds=torch.nn.Embedding(2, width) if kinds else None,
+        token_types=torch.nn.Embedding(2, width) if types else None,
         norm=torch.nn.LayerNorm(width, eps=1e-5),
         dropout=p,
         projection=torch.nn.Linear(width, projected) if projected else None,
@@ -124,8 +124,8 @@ def test_embedding(
     assert not exact[count:].any() and torch.equal(exact.to(precision), rounded)
 
     summed = words(index) + tables.positions(places)
-    if tables.kinds is not None:
-        summed = summed + tables.kinds(torch.zeros_like(index))
+    if tables.token_types is not None:
+        summed = summed + tables.token_types(torch.zeros_like(index))
     kept = before_projection[:count] != 0
     assert p > 0 or kept.all()
     expected = tables.norm(summed) * kept / (1 - round(p * 2**16) / 2**16)

@@ -1,21 +1,21 @@
-// The states before the first layer: a token's embeddings of word, position and kind, added, normed, and dropout.
+// The states before the first layer: a token's embeddings of word, position and token type, added, normed, and dropout.
 //
-//     z = words[token] + positions[place] + kind,   out = drop(norm(z))
+//     z = words[token] + positions[place] + token_type,   out = drop(norm(z))
 #pragma once
 #include "norm.h"
 
 struct EmbeddingForward {
     int64_t threads;
-    int64_t rows;            // tokens
-    int64_t width;           // a multiple of 2 * LANES
-    const int64_t* tokens;   // (rows): rows of `words`
-    const int64_t* places;   // (rows): rows of `positions`
-    const float* words;      // (vocabulary, width)
-    const float* positions;  // (places, width)
-    const float* kind;       // (width): that of all tokens, or null
-    const float* gamma;      // (width)
-    const float* beta;       // (width)
-    float epsilon;           // added to the variance
+    int64_t rows;             // tokens
+    int64_t width;            // a multiple of 2 * LANES
+    const int64_t* tokens;    // (rows): rows of `words`
+    const int64_t* places;    // (rows): rows of `positions`
+    const float* words;       // (vocabulary, width)
+    const float* positions;   // (places, width)
+    const float* token_type;  // (width): that of all tokens, or null
+    const float* gamma;       // (width)
+    const float* beta;        // (width)
+    float epsilon;            // added to the variance
     Noise noise;
     float* normalized;  // result (rows, width): x
     float* inverse;     // result (rows): 1 / deviation
@@ -36,7 +36,7 @@ static void embedding_forward(const EmbeddingForward& a) {
             Floats total = {};
             for (int64_t j = 0; j < width; j += LANES) {
                 Floats z = load(word + j) + load(position + j);
-                if (a.kind) z += load(a.kind + j);
+                if (a.token_type) z += load(a.token_type + j);
                 store(x + j, z);
                 total += z;
             }
@@ -54,7 +54,7 @@ static void embedding_forward(const EmbeddingForward& a) {
 }
 EXPORT(embedding_forward, EmbeddingForward)
 
-// The gradient of z is that of each token's embeddings of word and position; its sum over rows, that of kind.
+// The gradient of z is that of each token's embeddings of word and position; its sum over rows, that of the token type.
 template <class T>
 static void embedding_backward(const NormBackward& a) {
     norm_backward<T>(
@@ -64,9 +64,9 @@ static void embedding_backward(const NormBackward& a) {
             factors(a.noise, ((a.noise.first + row) * a.width + j) / 2, kept[0], kept[1]);
             for (int half = 0; half < 2; half++) g[half] *= kept[half];
         },
-        [](int64_t, int64_t, const Floats* dz, float* dkind) {
+        [](int64_t, int64_t, const Floats* dz, float* dtoken_type) {
             for (int half = 0; half < 2; half++)
-                store(dkind + half * LANES, load(dkind + half * LANES) + dz[half]);
+                store(dtoken_type + half * LANES, load(dtoken_type + half * LANES) + dz[half]);
         });
 }
 EXPORT(embedding_backward, NormBackward)
