@@ -5,52 +5,31 @@
 #include "norm.h"
 
 struct EmbeddingForward {
-    int64_t threads;
-    int64_t rows;             // tokens
-    int64_t width;            // a multiple of 2 * LANES
+    NormForward norm;         // whose rows are tokens
     const int64_t* tokens;    // (rows): rows of `words`
     const int64_t* places;    // (rows): rows of `positions`
     const float* words;       // (vocabulary, width)
     const float* positions;   // (places, width)
     const float* token_type;  // (width): that of all tokens, or null
-    const float* gamma;       // (width)
-    const float* beta;        // (width)
-    float epsilon;            // added to the variance
-    Noise noise;
-    float* normalized;  // result (rows, width): x
-    float* inverse;     // result (rows): 1 / deviation
-    void* out;          // result T (rows, width)
-    float* out_float;   // the same in float
 };
 
 template <class T>
 static void embedding_forward(const EmbeddingForward& a) {
-    const int64_t width = a.width;
-    parallel(a.threads, [&](int thread, int threads) {
-        Share share(a.rows, thread, threads);
-        for (int64_t row = share.from; row < share.to; row++) {
-            const int64_t at = row * width;
-            const float* word = a.words + a.tokens[row] * width;
-            const float* position = a.positions + a.places[row] * width;
-            float* x = a.normalized + at;
-            Floats total = {};
-            for (int64_t j = 0; j < width; j += LANES) {
-                Floats z = load(word + j) + load(position + j);
-                if (a.token_type) z += load(a.token_type + j);
-                store(x + j, z);
-                total += z;
+    const int64_t width = a.norm.width;
+    norm_forward<T>(
+        a.norm,
+        [&](int64_t row, int64_t j, Floats* z) {
+            for (int half = 0; half < 2; half++) {
+                const int64_t i = j + half * LANES;
+                z[half] = load(a.words + a.tokens[row] * width + i) + load(a.positions + a.places[row] * width + i);
+                if (a.token_type) z[half] += load(a.token_type + i);
             }
-            a.inverse[row] = norm_row(x, width, total, a.gamma, a.beta, a.epsilon, [&](int64_t j, const Floats* out) {
-                Floats kept[2];
-                factors(a.noise, (a.noise.first * width + at + j) / 2, kept[0], kept[1]);
-                for (int half = 0; half < 2; half++) {
-                    const int64_t i = at + j + half * LANES;
-                    store((T*)a.out + i, out[half] * kept[half]);
-                    store(a.out_float + i, out[half] * kept[half]);
-                }
-            });
-        }
-    });
+        },
+        [&](int64_t row, int64_t j, Floats* out) {
+            Floats kept[2];
+            factors(a.norm.noise, row, width, j, kept);
+            for (int half = 0; half < 2; half++) out[half] *= kept[half];
+        });
 }
 EXPORT(embedding_forward, EmbeddingForward)
 
@@ -61,7 +40,7 @@ static void embedding_backward(const NormBackward& a) {
         a,
         [&](int64_t row, int64_t j, Floats* g) {
             Floats kept[2];
-            factors(a.noise, ((a.noise.first + row) * a.width + j) / 2, kept[0], kept[1]);
+            factors(a.noise, row, a.width, j, kept);
             for (int half = 0; half < 2; half++) g[half] *= kept[half];
         },
         [](int64_t, int64_t, const Floats* dz, float* dtoken_type) {

@@ -25,19 +25,21 @@ INLINE Word hash(Word x, uint32_t key1, uint32_t key2) {
     return x ^ (x >> 16);
 }
 
+// The factors, 0 or noise.factor, that follow from 16 bits each.
 INLINE Floats factors(const Noise& noise, Words bits) {
     return (Floats)((Ints)(bits >= noise.threshold) & (Ints)all(noise.factor));
 }
 
-// The factors, 0 or noise.factor, of 2 * LANES elements of a matrix from element 2 * at on.
-INLINE void factors(const Noise& noise, int64_t at, Floats& first, Floats& second) {
+// The factors of 2 * LANES elements of a row of a matrix, from element j on.
+INLINE void factors(const Noise& noise, int64_t row, int64_t width, int64_t j, Floats* kept) {
     if (!noise.threshold) {
-        first = second = all(1.0f);
+        kept[0] = kept[1] = all(1.0f);
         return;
     }
+    const int64_t at = ((noise.first + row) * width + j) / 2;
     Words h = hash(lane_numbers() + uint32_t(at), noise.key1, noise.key2);
-    first = factors(noise, h & 0xffffu);
-    second = factors(noise, h >> 16);
+    kept[0] = factors(noise, h & 0xffffu);
+    kept[1] = factors(noise, h >> 16);
 }
 
 // The noise of one head of one sentence, whose elements are numbered from 0.
@@ -46,6 +48,7 @@ INLINE Noise of_pair(Noise noise, int64_t pair) {
     noise.key2 ^= hash(uint32_t(pair), noise.key2, noise.key1);
     return noise;
 }
+
 // The factors of LANES elements from number `at` on.
 INLINE Floats factors(const Noise& noise, int64_t at) {
     if (!noise.threshold) return all(1.0f);

@@ -5,29 +5,64 @@
 #include "noise.h"
 #include "parallel.h"
 
-// On entry x holds z, whose sum is `total`; on return, x. Calls give(j, out) with the 2 * LANES values of out from
-// element j on. Returns 1 / deviation.
-template <class Give>
-INLINE float norm_row(float* x, int64_t width, Floats total, const float* gamma, const float* beta, float epsilon,
-                      Give give) {
-    const float mean = sum(total) / width;
-    Floats squares = {};
-    for (int64_t j = 0; j < width; j += LANES) {
-        Floats centred = load(x + j) - mean;
-        squares += centred * centred;
-    }
-    const float inverse = 1.0f / sqrtf(sum(squares) / width + epsilon);
-    for (int64_t j = 0; j < width; j += 2 * LANES) {
-        Floats out[2];
-        for (int half = 0; half < 2; half++) {
-            const int64_t i = j + half * LANES;
-            Floats normalized = (load(x + i) - mean) * inverse;
-            store(x + i, normalized);
-            out[half] = normalized * load(gamma + i) + load(beta + i);
+struct NormForward {
+    int64_t threads;
+    int64_t rows;
+    int64_t width;       // a multiple of 2 * LANES
+    const float* gamma;  // (width)
+    const float* beta;   // (width)
+    float epsilon;       // added to the variance
+    Noise noise;
+    float* normalized;  // result (rows, width): x
+    float* inverse;     // result (rows): 1 / deviation
+    void* out;          // result T (rows, width)
+    float* out_float;   // the same in float, or null
+};
+
+// Calls before(row, j, z) to set the 2 * LANES values of z from element j on, and after(row, j, out) with those of out,
+// to change them before they are stored.
+template <class T, class Before, class After>
+static void norm_forward(const NormForward& a, Before before, After after) {
+    const int64_t width = a.width;
+    parallel(a.threads, [&](int thread, int threads) {
+        Share share(a.rows, thread, threads);
+        for (int64_t row = share.from; row < share.to; row++) {
+            const int64_t at = row * width;
+            float* x = a.normalized + at;
+            Floats total = {};
+            for (int64_t j = 0; j < width; j += 2 * LANES) {
+                Floats z[2];
+                before(row, j, z);
+                for (int half = 0; half < 2; half++) {
+                    store(x + j + half * LANES, z[half]);
+                    total += z[half];
+                }
+            }
+            const float mean = sum(total) / width;
+            Floats squares = {};
+            for (int64_t j = 0; j < width; j += LANES) {
+                Floats centred = load(x + j) - mean;
+                squares += centred * centred;
+            }
+            const float inverse = 1.0f / sqrtf(sum(squares) / width + a.epsilon);
+            a.inverse[row] = inverse;
+            for (int64_t j = 0; j < width; j += 2 * LANES) {
+                Floats out[2];
+                for (int half = 0; half < 2; half++) {
+                    const int64_t i = j + half * LANES;
+                    Floats normalized = (load(x + i) - mean) * inverse;
+                    store(x + i, normalized);
+                    out[half] = normalized * load(a.gamma + i) + load(a.beta + i);
+                }
+                after(row, j, out);
+                for (int half = 0; half < 2; half++) {
+                    const int64_t i = at + j + half * LANES;
+                    store((T*)a.out + i, out[half]);
+                    if (a.out_float) store(a.out_float + i, out[half]);
+                }
+            }
         }
-        give(j, out);
-    }
-    return inverse;
+    });
 }
 
 // With g the gradient of out and h = gamma g:
