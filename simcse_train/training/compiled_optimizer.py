@@ -16,20 +16,30 @@ from torch.autograd.graph import increment_version
 from simcse_train.encoders.compiled.library import library
 
 UNIT = 4096  # elements that a thread takes at once
-BEFORE = 2  # marks the rows of an embedding that had a gradient in an earlier step (kernels/adamw.h)
+NOW, BEFORE = 1, 2  # mark the rows of an embedding that have a gradient, or had one before (kernels/adamw.h)
 
 
 class CompiledAdamW(torch.optim.AdamW):
-    """`torch.optim.AdamW` whose step also clips; `embeddings` are the parameters of which a batch has few rows."""
+    """`torch.optim.AdamW` whose step also clips; `embeddings` are the parameters of which a batch has few rows.
+
+    Those keep their gradient's memory. Its other rows hold zeros, and nothing reads or clears them.
+    """
 
     def __init__(self, groups: list[dict[str, Any]], *, lr: float, embeddings: Iterable[Tensor]) -> None:
         super().__init__(groups, lr=lr)
         self._embeddings = set(embeddings)
-        self._rows: dict[Tensor, Tensor] = {}  # of an embedding: which rows have a gradient, or had one
+        self._rows: dict[Tensor, Tensor] = {}  # of an embedding: the marks of its rows
         self._clip: float | None = None
 
-    def clip(self, max_norm: float) -> Tensor:
-        """Let the next step scale the gradients to a norm of at most `max_norm`; return their norm, a scalar."""
+    def clip(self, max_norm: float, tokens: Tensor | None = None) -> Tensor:
+        """Let the next step scale the gradients to a norm of at most `max_norm`; return their norm, a scalar.
+
+        tokens: the rows of embeddings that can have a gradient, in any order and number; without it, all can.
+        """
+        for parameter in self._embeddings:
+            rows = self._marks(parameter).bitwise_and_(BEFORE)
+            chosen = slice(None) if tokens is None else tokens
+            rows[chosen] |= NOW
         table = torch.cat([self._table(group) for group in self.param_groups])
         partial = torch.empty(torch.get_num_threads(), dtype=torch.float64)
         norm = torch.empty((), dtype=torch.float64)
@@ -41,7 +51,7 @@ class CompiledAdamW(torch.optim.AdamW):
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Take a step; the gradients are scaled as `clip` found."""
         if self._clip is None:
-            self.clip(math.inf)  # which also finds the rows
+            self.clip(math.inf)
         for group in self.param_groups:
             table = self._table(group)
             changed = [parameter for parameter in group["params"] if parameter.grad is not None]
@@ -68,6 +78,24 @@ class CompiledAdamW(torch.optim.AdamW):
             increment_version(changed)  # torch cannot know that they have changed
         self._clip = None
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients: of embeddings in place, the rows of the last step; those of others are dropped."""
+        for parameter in self._embeddings:
+            if parameter.grad is not None:
+                met = (self._marks(parameter) & NOW).nonzero()[:, 0]
+                parameter.grad.index_fill_(0, met, 0.0)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter not in self._embeddings:
+                    parameter.grad = None
+
+    def _marks(self, parameter: Tensor) -> Tensor:
+        """Return the marks of the rows of an embedding (rows,), after its state was restored, if it was."""
+        if parameter not in self._rows:
+            moments = self.state[parameter].get("exp_avg", parameter.new_zeros(len(parameter), 1))
+            self._rows[parameter] = moments.any(dim=1).to(torch.uint8) * BEFORE
+        return self._rows[parameter]
+
     def _table(self, group: dict[str, Any]) -> Tensor:
         """Return the kernels' description of the parameters of a group that have gradients (parameters, 7)."""
         table = []
@@ -83,8 +111,6 @@ class CompiledAdamW(torch.optim.AdamW):
             addresses = [tensor.data_ptr() for tensor in tensors]
             rows, unit = 0, UNIT
             if parameter in self._embeddings:
-                if parameter not in self._rows:  # after the state was restored, if it was
-                    self._rows[parameter] = state["exp_avg"].any(dim=1).to(torch.uint8) * BEFORE
-                rows, unit = self._rows[parameter].data_ptr(), parameter.shape[1]
+                rows, unit = self._marks(parameter).data_ptr(), parameter.shape[1]
             table.append([*addresses, rows, parameter.numel(), unit])
         return torch.tensor(table, dtype=torch.int64).view(-1, 7)

@@ -134,17 +134,18 @@ class Trainer:
         for group in self.adamw.param_groups:
             group["lr"] = rate
         rows = self.teachers.rows(batch)
+        parts = batch.parts(self.config.micro_batch_size)
         loss = forward_backward(
             self.encoder,
             self.paired_objective if batch.paired else self.objective,
-            batch.parts(self.config.micro_batch_size),
+            parts,
             rows,
             noise=partial(seeded, self.config.seed, self.step),  # a function of (seed, step, part): resuming is exact
             autocast=self.accelerator.autocast,
             scale=self._scale,
         )
         if isinstance(self.adamw, CompiledAdamW):
-            norm = self.adamw.clip(self.config.max_grad_norm)
+            norm = self.adamw.clip(self.config.max_grad_norm, torch.cat([tokens for tokens, _ in parts]))
         else:
             parameters = self.encoder.parameters()
             norm = torch.as_tensor(self.accelerator.clip_grad_norm_(parameters, self.config.max_grad_norm))
@@ -161,7 +162,10 @@ class Trainer:
         self.teachers.after_step(self.encoder)
         if not batch.paired:
             self.objective.after_step(rows)
-        clear_gradients(self.encoder)
+        if isinstance(self.adamw, CompiledAdamW):
+            self.adamw.zero_grad()
+        else:
+            clear_gradients(self.encoder)
         return self._last[0]
 
     def is_save_due(self) -> bool:

@@ -36,19 +36,21 @@ def groups(modules: Any, decay: float) -> list[dict[str, object]]:
     return [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
 
 
-def give_gradients(modules: Any, step: int) -> None:
-    """Set gradients; the embedding has them in few rows, others in each step, and none from row 30 on."""
+def give_gradients(modules: Any, step: int) -> torch.Tensor:
+    """Set gradients, of the embedding in few rows, others in each step and none from row 30 on; return these rows."""
     generator = torch.Generator().manual_seed(step)
     for parameter in modules.parameters():
         parameter.grad = torch.randn(parameter.shape, generator=generator)
     weight = modules["words"].weight
     chosen = torch.randint(30, (4,), generator=generator)
     weight.grad[[row for row in range(50) if row not in chosen.tolist()]] = 0
+    return chosen
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 @pytest.mark.parametrize("max_norm", [1.0, 1e6])
-def test_steps_norms_and_state_are_those_of_torch(decay: float, max_norm: float) -> None:
+@pytest.mark.parametrize("told", [True, False])
+def test_steps_norms_and_state_are_those_of_torch(decay: float, max_norm: float, told: bool) -> None:
     ours, theirs = module(), module()
     start = copy.deepcopy(ours["words"].weight)
     compiled = CompiledAdamW(groups(ours, decay), lr=0.01, embeddings=[ours["words"].weight])
@@ -58,9 +60,9 @@ def test_steps_norms_and_state_are_those_of_torch(decay: float, max_norm: float)
             compiled = CompiledAdamW(groups(ours, decay), lr=0.01, embeddings=[ours["words"].weight])
             for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
                 compiled.state[mine] = {name: value.clone() for name, value in usual.state[other].items()}
-        give_gradients(ours, step)
+        rows = give_gradients(ours, step)
         give_gradients(theirs, step)
-        norm = compiled.clip(max_norm)
+        norm = compiled.clip(max_norm, torch.cat([rows, rows[:2]]) if told else None)
         assert torch.isclose(norm, clip_grad_norm_(theirs.parameters(), max_norm), rtol=1e-5)
         compiled.step()
         usual.step()
@@ -69,6 +71,9 @@ def test_steps_norms_and_state_are_those_of_torch(decay: float, max_norm: float)
             assert compiled.state[mine].keys() == usual.state[other].keys()
             for name, value in usual.state[other].items():
                 assert torch.allclose(compiled.state[mine][name], value, atol=1e-6, rtol=1e-5), name
+        compiled.zero_grad()
+        assert not ours["words"].weight.grad.any()
+        assert all(parameter.grad is None for parameter in [*ours["linear"].parameters(), *ours["norm"].parameters()])
     unmet = ours["words"].weight[30:]
     assert torch.equal(unmet, start[30:]) == (decay == 0)
 
@@ -84,9 +89,10 @@ def test_a_step_without_clipping_and_gradients_that_are_no_numbers() -> None:
     for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
         assert torch.allclose(mine, other, atol=1e-6)
     for bad in (math.nan, math.inf):
-        give_gradients(ours, 1)
-        ours["words"].weight.grad[3, 5] = bad
+        rows = give_gradients(ours, 1)
+        ours["words"].weight.grad[rows[0], 5] = bad
         assert not compiled.clip(1.0).isfinite()
+        assert not compiled.clip(1.0, rows).isfinite()
 
 
 def test_autograd_sees_that_parameters_have_changed() -> None:

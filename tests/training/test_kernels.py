@@ -17,6 +17,7 @@ from simcse_train.errors import Stopped, TrainingError
 from simcse_train.objectives.registry import OBJECTIVES
 from simcse_train.runs.checkpoint import State, load_state
 from simcse_train.runs.folder import checkpoints
+from simcse_train.training.compiled_optimizer import CompiledAdamW
 from simcse_train.training.start import resume, train
 from tests.training.test_loop import bits, interrupted_at, metrics, settings
 
@@ -59,6 +60,38 @@ def test_a_resumed_run_ends_with_the_same_bits_and_another_path_with_others(
 def test_every_objective_trains(objective: str, text: Path, small: Path, tmp_path: Path) -> None:
     run = train(settings(text, small, tmp_path / "run", max_steps=2, objective=objective)).folder
     assert last_state(run).versions["kernels"] != "off"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"objective": "relational", "micro_batch_size": 3},
+        {"objective": "queue"},
+        {"view": "repetition", "weight_decay": 0.1},
+        {"pairs": True, "projection": "on"},
+    ],
+)
+def test_the_optimiser_is_told_of_every_word_that_has_a_gradient(
+    changes: dict[str, object], text: Path, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = CompiledAdamW.clip
+    words: list[torch.Tensor] = []
+
+    def clip_and_compare(self: CompiledAdamW, max_norm: float, tokens: torch.Tensor | None = None) -> torch.Tensor:
+        (weight,) = self._embeddings
+        assert tokens is not None and weight.grad is not None
+        assert set(weight.grad.any(dim=1).nonzero()[:, 0].tolist()) <= set(tokens.tolist())
+        words.append(weight)
+        return clip(self, max_norm, tokens)
+
+    monkeypatch.setattr(CompiledAdamW, "clip", clip_and_compare)
+    pairs = tmp_path / "pairs.tsv"
+    pairs.write_text("anchor\tpositive\n" + "a man sings.\ta man is singing.\nthe dog runs.\ta dog is running.\n" * 8)
+    changes = changes | ({"pairs": str(pairs)} if "pairs" in changes else {})
+    train(settings(text, small, tmp_path / "run", max_steps=3, **changes))
+    assert len(words) == 3
+    assert words[0].grad is not None
+    assert not words[0].grad.any()
 
 
 def test_a_loss_that_is_not_finite_is_found(text: Path, small: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@
 // One parameter. Sums and updates go by units: a row of an embedding, or 4,096 elements.
 struct Parameter {
     float *value, *gradient, *m, *v;
-    uint8_t* rows;  // (size / unit): bit 1: has a gradient in this step; bit 2: had one before. Null: not looked at
+    uint8_t* rows;  // (size / unit): bit 1: has a gradient in this step; bit 2: had one before. Null: all have one
     int64_t size, unit;
 };
 constexpr uint8_t NOW = 1, BEFORE = 2;
@@ -36,6 +36,7 @@ static void gradient_norm(const GradientNorm& a) {
             const Parameter& p = ((const Parameter*)a.parameters)[i];
             Share share((p.size + p.unit - 1) / p.unit, thread, threads);
             for (int64_t unit = share.from; unit < share.to; unit++) {
+                if (p.rows && !(p.rows[unit] & NOW)) continue;
                 const int64_t end = p.size < (unit + 1) * p.unit ? p.size : (unit + 1) * p.unit;
                 // Several sums, so that the compiler can use vectors without changing the order of any of them.
                 float sums[32] = {};
@@ -46,7 +47,6 @@ static void gradient_norm(const GradientNorm& a) {
                 float squares = 0;
                 for (int64_t k = 0; k < 32; k++) squares += sums[k];
                 total += squares;
-                if (p.rows) p.rows[unit] = (p.rows[unit] & BEFORE) | (squares == 0 ? 0 : NOW);
             }
         }
         a.partial[thread] = total;
