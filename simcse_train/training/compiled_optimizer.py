@@ -34,12 +34,12 @@ class CompiledAdamW(torch.optim.AdamW):
     def clip(self, max_norm: float, tokens: Tensor | None = None) -> Tensor:
         """Let the next step scale the gradients to a norm of at most `max_norm`; return their norm, a scalar.
 
-        tokens: the rows of embeddings that can have a gradient, in any order and number; without it, all can.
+        tokens: the rows of embeddings that can have a gradient, in any order and number; without it, these are found.
         """
         for parameter in self._embeddings:
-            rows = self._marks(parameter).bitwise_and_(BEFORE)
-            chosen = slice(None) if tokens is None else tokens
-            rows[chosen] |= NOW
+            if parameter.grad is not None:
+                rows = self._marks(parameter).bitwise_and_(BEFORE)
+                rows[parameter.grad.any(dim=1) if tokens is None else tokens] |= NOW
         table = torch.cat([self._table(group) for group in self.param_groups])
         partial = torch.empty(torch.get_num_threads(), dtype=torch.float64)
         norm = torch.empty((), dtype=torch.float64)
