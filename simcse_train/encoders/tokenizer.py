@@ -114,18 +114,27 @@ class SentenceTokenizer:
         kept = slice(-most, None) if self.pretrained.truncation_side == "left" else slice(most)
         return [(self.prompt + sentence)[kept] for sentence in sentences]
 
+    def unknown_share(self, rows: Sequence[Sequence[int]]) -> float:
+        """Return the share of tokens, without special ones, that stand for what the tokenizer does not know."""
+        own = self.pretrained
+        if own.unk_token_id in (None, own.pad_token_id, own.eos_token_id, own.sep_token_id, own.cls_token_id):
+            return 0.0
+        unknown = sum(row.count(own.unk_token_id) for row in map(list, rows))
+        return unknown / max(1, sum(len(row) - self.special_tokens for row in rows))
+
     def fingerprint(self) -> str:
         """Return a SHA-256 of all that decides which tokens a text becomes."""
         backend = getattr(self._reading, "backend_tokenizer", None)
         around = (
             [] if self.is_direct else [type(self.pretrained).__name__, str(sorted(self.pretrained.init_kwargs.items()))]
         )
+        side = [self.pretrained.truncation_side] if self.pretrained.truncation_side != "right" else []
         if backend is None:
-            return _digest([self.prompt, around, sorted(self.pretrained.get_vocab().items())])
+            return _digest([self.prompt, around, sorted(self.pretrained.get_vocab().items()), *side])
         settings = json.loads(backend.to_str())
         # The most recent call leaves its truncation and padding there.
         parts = [settings[part] for part in sorted(settings) if part not in ("truncation", "padding")]
-        return _digest([*parts, self.prompt, around] if self.prompt or around else parts)
+        return _digest([*parts, *([self.prompt, around] if self.prompt or around else []), *side])
 
 
 def user_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:

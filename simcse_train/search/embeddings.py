@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -122,13 +123,18 @@ def cached_embeddings(
 
 
 def encoder_fingerprint(encoder: Encoder) -> str:
-    """Return a SHA-256 of all that decides what an encoder makes of tokens: configuration, weights and pooling."""
-    found = hashlib.sha256(encoder.pooling.encode())
+    """Return a SHA-256 of all that decides what an encoder makes of tokens.
+
+    That is its configuration, pooling, weights, and the modules after the pooling.
+    """
+    modules = [(type(module).__name__, getattr(module, "settings", None)) for module in encoder.modules_after]
+    found = hashlib.sha256(json.dumps([encoder.pooling, modules], default=str).encode())
     settings = {k: v for k, v in encoder.model.config.to_dict().items() if not k.startswith("_") and "dropout" not in k}
     found.update(json.dumps(settings, sort_keys=True, default=str).encode())
-    for name, weights in sorted(encoder.model.state_dict().items()):
-        found.update(name.encode())
-        found.update(weights.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    for part in (encoder.model, encoder.modules_after):
+        for name, weights in sorted(part.state_dict().items()):
+            found.update(name.encode())
+            found.update(weights.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
 
 
@@ -146,6 +152,7 @@ def cached_array(
         with contextlib.nullcontext() if path.exists() else _alone(path) as partial:
             if partial is not None and not path.exists():
                 out = open_memmap(partial, mode="w+", dtype=dtype, shape=shape)
+                _reserve(partial)
                 write(out)
                 out.flush()
                 flush(partial)
@@ -163,6 +170,13 @@ def cached_array(
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"{path} cannot be read ({error}). Delete that file and run again.") from None
     return found
+
+
+def _reserve(path: Path) -> None:
+    """Give a file its place on the disk: to write into a mapped file that finds none kills the process."""
+    if hasattr(os, "posix_fallocate"):  # macOS has none
+        with path.open("r+b") as stream:
+            os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
 
 
 @contextlib.contextmanager

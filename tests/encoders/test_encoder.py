@@ -214,8 +214,10 @@ def assert_tokenizes_as_the_tokenizer(encoder: Encoder) -> None:
 def test_tokens_and_cuts_are_those_of_the_familys_own_tokenizer(family: Path, side: str) -> None:
     encoder = load_encoder(family)
     assert encoder.tokenizer.is_direct
+    before = encoder.tokenizer.fingerprint()
     encoder.tokenizer.pretrained.truncation_side = side
     assert_tokenizes_as_the_tokenizer(encoder)
+    assert (encoder.tokenizer.fingerprint() == before) == (side == "right")
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
@@ -228,8 +230,10 @@ def test_a_tokenizer_without_a_fast_backend_is_asked_itself(side: str) -> None:
     )
     encoder = Encoder(model, SentenceTokenizer(tokenizer), "cls", 64)
     assert not encoder.tokenizer.is_direct
+    before = encoder.tokenizer.fingerprint()
     tokenizer.truncation_side = side
     assert_tokenizes_as_the_tokenizer(encoder)
+    assert (encoder.tokenizer.fingerprint() == before) == (side == "right")
 
 
 def test_a_tokenizer_class_that_changes_the_text_in_python_is_asked_itself(tiny: Path) -> None:

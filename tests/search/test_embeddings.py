@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from simcse_train.cache import cache_folder
 from simcse_train.encoders.encoder import Encoder
 from simcse_train.encoders.loading import load_encoder
+from simcse_train.encoders.modules import Dense
 from simcse_train.errors import InputError
 from simcse_train.search import bank as bank_module
 from simcse_train.search.bank import Bank
@@ -59,6 +61,37 @@ def test_the_fingerprint_is_that_of_weights_and_pooling_and_not_of_dropout(tiny:
     with torch.no_grad():
         next(changed.parameters())[0, 0] += 1e-6
     assert encoder_fingerprint(changed) != plain
+
+
+def test_the_fingerprint_is_also_that_of_the_modules_after_the_pooling(tiny: Path) -> None:
+    def fingerprint(activation: torch.nn.Module | None, seed: int = 0) -> str:
+        torch.manual_seed(seed)
+        settings = {"in_features": 32, "out_features": 32, "activation_function": str(activation)}
+        encoder = load_encoder(tiny, pooling="mean")
+        if activation is not None:
+            encoder.modules_after = torch.nn.Sequential(Dense(settings, activation))
+        return encoder_fingerprint(encoder)
+
+    found = [
+        fingerprint(None),
+        fingerprint(torch.nn.Tanh()),
+        fingerprint(torch.nn.Tanh(), 1),
+        fingerprint(torch.nn.GELU()),
+    ]
+    assert len(set(found)) == 4
+    assert fingerprint(torch.nn.Tanh()) == found[1]
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="not on this system")
+def test_an_array_has_its_place_on_the_disk_before_it_is_written(cache: Path) -> None:
+    """A mapped file that finds none kills the process."""
+
+    def write(out: NDArray[np.float32]) -> None:
+        (partial,) = cache.glob(".x-*.partial")
+        assert partial.stat().st_blocks * 512 >= out.nbytes > 10**6
+        out[:] = 1
+
+    cached_array("x", 1, (1000, 300), np.float32, write)
 
 
 def test_a_failed_computation_leaves_nothing_and_a_second_caller_waits_for_the_first(cache: Path) -> None:
