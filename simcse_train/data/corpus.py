@@ -15,7 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from simcse_train.data.cache import SAID, Counts, build, digest, file_hash, stamp, tokenised_folder
-from simcse_train.data.files import find_files, open_file
+from simcse_train.data.files import find_files, open_file, require_lasting
 from simcse_train.data.source import inner_ending, named
 from simcse_train.data.texts import read_texts
 from simcse_train.encoders.tokenizer import SentenceTokenizer
@@ -87,6 +87,7 @@ def open_corpus(
             raise InputError(f"{error} If the text was moved, name its new place with --data.") from None
         logger.warning(f"{error} Continuing with the tokenised copy of the text in {folder}.")
         return _open(folder, data, expected)
+    require_lasting(files, "--data")
     before = [stamp(path) for path in files]
     hashes = [file_hash(path) for path in files]
     fingerprint = digest(
@@ -98,9 +99,11 @@ def open_corpus(
         ]
     )
     if expected not in (None, fingerprint, _fingerprint_of_0_1_0(files, hashes, text_column)):
+        kept = tokenised_folder(expected or "", tokenizer, max_length)
+        or_move = f", move the new one away to continue with the tokenised copy in {kept}" if kept.is_dir() else ""
         raise InputError(
             f"--data {' '.join(data)} is not the text that the run was trained on: its content has changed. Restore "
-            "the old text, or start a new run from the encoder with --model."
+            f"the old text{or_move}, or start a new run from the encoder with --model."
         )
     folder = tokenised_folder(fingerprint, tokenizer, max_length)
     if not folder.is_dir():

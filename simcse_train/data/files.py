@@ -27,6 +27,8 @@ def find_files(data: Iterable[str], option: str = "--data") -> list[Path]:
         if entry.startswith(hub.PREFIX):
             found += hub.download(entry, option).files
             continue
+        if not entry:
+            raise InputError(f"{option} is empty, where the name of a file was expected. Name one.")
         path = Path(entry).expanduser()
         try:
             if path.is_dir():
@@ -68,6 +70,16 @@ def one_file(entry: Path, option: str) -> Path:
     return files[0]
 
 
+def require_lasting(files: Iterable[Path], option: str) -> None:
+    """Raise `InputError` for a pipe, which can be read only once, where a text is read again."""
+    for path in files:
+        if path.exists() and not path.is_file():
+            raise InputError(
+                f"{option} {path} is a pipe or a device, which can be read only once. Save its content in a file first"
+                + ("; a training also takes --data - and reads standard input." if option == "--data" else ".")
+            )
+
+
 def require_other_file(target: Path, option: str, used: Iterable[Path]) -> None:
     """Raise `InputError` if a file that is to be written is one that the command uses too, which would be lost."""
     for path in used:
@@ -107,15 +119,26 @@ def _in_folder(folder: Path, option: str) -> list[Path]:
         inside_data_set = any(
             (above / STATE).is_file() or (above / SPLITS).is_file() for above in path.parents if folder in above.parents
         )
-        if path.is_dir() and ((path / SPLITS).is_file() or (path / STATE).is_file()) and not inside_data_set:
+        if inside_data_set or not _is_the_users(path, folder):
+            continue
+        if path.is_dir() and ((path / SPLITS).is_file() or (path / STATE).is_file()):
             files += _in_folder(path, option)
-        elif path.is_file() and has_text_ending(path) and not inside_data_set and not _is_hidden(path, folder):
+        elif path.is_file() and has_text_ending(path):
             files.append(path)
     return files
 
 
-def _is_hidden(path: Path, folder: Path) -> bool:
-    return any(part.startswith(".") for part in path.relative_to(folder).parts)
+def _holds_an_encoder(folder: Path) -> bool:
+    """Return whether a folder is a run of this program or a model, whose files are no texts."""
+    is_run = (folder / "checkpoints").is_dir() and (folder / "config.yaml").is_file()
+    return is_run or ((folder / "config.json").is_file() and any(folder.glob("*.safetensors")))
+
+
+def _is_the_users(path: Path, folder: Path) -> bool:
+    """Return whether a file below a folder is neither hidden nor a part of a run or an encoder."""
+    above = [folder, *(parent for parent in path.parents if folder in parent.parents)]
+    is_hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+    return not is_hidden and not any(map(_holds_an_encoder, above))
 
 
 def _described(path: Path, option: str) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def evaluate(encoder: Encoder, data: Path, encoding: str | None = None, *, show_
     """
     if not data.exists():
         raise InputError(f"--data {data}: there is no such file or folder. Check the path.")
-    if data.is_file() or is_saved_data_set(data):
+    if not data.is_dir() or is_saved_data_set(data):
         pairs = read_pairs(one_file(data, "--data"), "--data", encoding)
         return [_row(encoder, data.stem, pairs, (), show_progress)]
     if encoding is not None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -187,3 +188,9 @@ def test_reading_all_of_a_long_text_keeps_little_of_it_in_memory(tiny: Path, tmp
     for start in range(0, len(corpus), 1000):
         assert corpus.texts(np.arange(start, start + 1000))[0].startswith(f"{start} ")
     assert mapped() - before < 5  # the file has 20
+
+
+def test_a_pipe_is_refused_before_it_is_read(tiny: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match=r"--data .*/pipe is a pipe .* Save its content in a file first; .* --data -"):
+        open_corpus([str(tmp_path / "pipe")], None, load_encoder(tiny).tokenizer, 16)

@@ -138,3 +138,25 @@ def test_folders_and_globs_give_their_text_files_once_and_in_order(tmp_path: Pat
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no text file in that folder"):
         find_files([str(tmp_path / "empty")])
+
+
+def test_a_folder_is_read_without_the_runs_and_encoders_in_it(tmp_path: Path) -> None:
+    for name in (
+        "a.txt",
+        "more/b.txt",
+        "runs/x/config.yaml",
+        "runs/x/metrics.jsonl",
+        "runs/x/checkpoints/step-1/state.json",
+        "runs/x/stdin.txt",
+        "model/config.json",
+        "model/model.safetensors",
+        "model/1_Pooling/config.json",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    assert find_files([str(tmp_path)]) == [tmp_path / "a.txt", tmp_path / "more" / "b.txt"]
+
+
+def test_an_empty_name_is_refused() -> None:
+    with pytest.raises(InputError, match="--data is empty"):
+        find_files([""])
