@@ -72,8 +72,8 @@ def compare_command(
     texts = find_files(data)
     if judge is not None:
         require_path(judge, "--judge")
-    kept = [*texts, *(path for path in (judge, answers) if path is not None)]
-    for option, path in (("--write-eval", write_eval), ("--write-pairs", write_pairs)):
+    kept = [*texts, *filter(None, [judge])]
+    for option, path in (("--answers", answers), ("--write-eval", write_eval), ("--write-pairs", write_pairs)):
         if path is not None:
             require_other_file(path, option, kept)
             kept.append(path)
@@ -99,6 +99,9 @@ def compare_command(
     encoders = [load(name, pooling) for name in (old, new)]
     asked = blind.Comparison(encoders[0], encoders[1], data, text_column, encoding)
     path = answers or Path(f"compare-{asked.fingerprint[:8]}.jsonl")
+    for option, target in (("--write-eval", write_eval), ("--write-pairs", write_pairs)):
+        if target is not None:
+            require_other_file(target, option, [path])
     if judge is None:
         keys = "" if serve else " 1 or 2: this one fits better. b: both fit. n: neither. q: stop."
         typer.echo(f"Answers are kept in {path}.{keys}")

@@ -191,7 +191,7 @@ class Sheet:
         self.path = path
         self.answers = read_answers(path, comparison.fingerprint)
         if not path.exists() or not path.stat().st_size:
-            self._append({"comparison": comparison.fingerprint})
+            self._append(_head(comparison.fingerprint))
         answered = {answer.query for answer in self.answers}
         self._open = (question for question in comparison.questions() if question.query not in answered)
         self._question = next(self._open, None)
@@ -212,12 +212,16 @@ class Sheet:
         self._question = next(self._open, None)
 
     def _append(self, record: dict[str, str]) -> None:
+        size = None
         try:
             with self.path.open("a", encoding="utf-8") as stream:
+                size = stream.tell()
                 stream.write(json.dumps(record) + "\n")
                 stream.flush()
                 os.fsync(stream.fileno())
         except OSError as error:
+            if size is not None:  # half of a line would make one line of it and the next answer
+                os.truncate(self.path, size)
             raise SaveError(
                 f"{self.path} can't be written: {error.strerror}. Choose another file with --answers."
             ) from None
@@ -245,21 +249,30 @@ def read_answers(path: Path, fingerprint: str) -> list[Answer]:
 
     Raises `InputError` if they are about other encoders or another text, or if the file is none of answers.
     """
-    if not path.exists() or not path.stat().st_size:
-        return []
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-    if not lines[-1].endswith("\n"):
-        lines.pop()
-        write_text(path, "".join(lines))
     try:
-        head, *records = [json.loads(line) for line in lines]
-        if head["comparison"] != fingerprint:
-            raise InputError(
-                f"--answers {path} holds answers about other encoders or another text. Choose another file."
-            )
-        return [Answer(**record) for record in records]
-    except (ValueError, TypeError, KeyError):
-        raise InputError(f"--answers {path} is no file of answers. Choose another file.") from None
+        content = path.read_bytes() if path.exists() else b""
+    except OSError as error:
+        raise InputError(f"--answers {path} can't be read: {error.strerror}. Choose another file.") from None
+    whole = content.rfind(b"\n") + 1
+    answers: list[Answer] = []
+    if whole or not json.dumps(_head(fingerprint)).encode().startswith(content):  # else nothing, or a part of the head
+        try:
+            head, *records = [json.loads(line) for line in content[:whole].splitlines()]
+            if head["comparison"] != fingerprint:
+                raise InputError(
+                    f"--answers {path} holds answers about other encoders or another text. Choose another file."
+                )
+            answers = [Answer(**record) for record in records]
+        except (ValueError, TypeError, KeyError):
+            raise InputError(f"--answers {path} is no file of answers. Choose another file.") from None
+    if whole < len(content):
+        os.truncate(path, whole)
+    return answers
+
+
+def _head(fingerprint: str) -> dict[str, str]:
+    """Return the first line of a file of answers."""
+    return {"comparison": fingerprint}
 
 
 def write_pairs(answers: Iterable[Answer], path: Path, *, scored: bool) -> int:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,13 @@ import pytest
 
 from simcse_train.data.pairs import Pair, read_pairs
 from simcse_train.encoders.loading import load_encoder
-from simcse_train.errors import InputError
+from simcse_train.errors import InputError, SaveError
 from simcse_train.evaluation.comparison import (
     Answer,
     Choice,
     Comparison,
     Question,
+    Sheet,
     ask,
     choice_of,
     describe,
@@ -98,6 +100,39 @@ def test_answers_are_on_disk_at_once_and_continued(comparison: Comparison, tmp_p
         read_answers(tmp_path / "other.jsonl", "x")
 
 
+@pytest.mark.parametrize(
+    "content", [b"my notes\nwithout an end", b"\xff\x00\n\xfe", b'{"comparison": "other"}\n{"cut', b"x"]
+)
+def test_a_file_that_holds_no_answers_is_left_as_it_is(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "notes.txt").write_bytes(content)
+    with pytest.raises(InputError, match="is no file of answers|about other encoders"):
+        read_answers(tmp_path / "notes.txt", "fingerprint")
+    assert (tmp_path / "notes.txt").read_bytes() == content
+
+
+def test_a_file_cut_within_its_first_line_is_begun_again(comparison: Comparison, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"comparison": "' + comparison.fingerprint[:7])
+    assert len(ask(comparison, lambda _: "new", path, 2)) == 2
+    assert len(read_answers(path, comparison.fingerprint)) == 2
+
+
+def test_an_answer_that_finds_no_space_leaves_the_file_readable(comparison: Comparison, tmp_path: Path) -> None:
+    sheet = Sheet(comparison, tmp_path / "a.jsonl")
+    sheet.answer("new")
+    size = sheet.path.stat().st_size
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, limits[1]))
+    try:
+        with pytest.raises(SaveError, match="can't be written"):
+            sheet.answer("old")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert sheet.path.stat().st_size == size
+    sheet.answer("both")
+    assert [answer.choice for answer in read_answers(sheet.path, comparison.fingerprint)] == ["new", "both"]
+
+
 def answers_of(choices: Sequence[Any]) -> list[Answer]:
     return [Answer(f"q{i}", "o", "n", choice) for i, choice in enumerate(choices)]
 
@@ -164,6 +199,14 @@ def test_the_command_asks_saves_and_continues(
     assert "both 1, neither 1." in capsys.readouterr().out
     assert len(read_pairs(tmp_path / "e.jsonl")) == 8
     assert "must end in .jsonl" in refused(capsys, *command, "--write-pairs", tmp_path / "p.tsv")
+    assert f"--answers {text} would replace" in refused(capsys, *command[:-1], text)
+    assert f"--write-eval {command[-1]} would replace" in refused(capsys, *command, "--write-eval", command[-1])
+    monkeypatch.chdir(tmp_path)
+    replies = iter(["1", "q"])
+    assert run(*command[:-2]) == 0  # into a file with a name of its own
+    (own,) = tmp_path.glob("compare-*.jsonl")
+    assert f"--write-eval {own.name} would replace" in refused(capsys, *command[:-2], "--write-eval", own.name)
+    assert "can't be read: Is a directory" in refused(capsys, *command[:-1], tmp_path)
     assert "name it with --judge" in refused(capsys, *command, "--label-column", "x")
 
 
