@@ -32,6 +32,7 @@ def write_folder(target: Path, write: Callable[[Path], None]) -> None:
         for path in [*partial.rglob("*"), partial]:
             flush(path)
         if target.exists():
+            shutil.rmtree(old, ignore_errors=True)  # left by a process that was killed after it had replaced it
             target.rename(old)
         partial.rename(target)
         for folder in (target.parent, *(folder.parent for folder in new_folders)):

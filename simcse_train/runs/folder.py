@@ -13,8 +13,9 @@ from pathlib import Path
 from simcse_train.config import TrainConfig
 from simcse_train.encoders.saving import ENCODER
 from simcse_train.errors import InputError
-from simcse_train.launcher import command, is_launched, started_at
+from simcse_train.launcher import is_launched, resuming, started_at
 from simcse_train.runs.atomic import PARTIAL, remove_leftovers
+from simcse_train.runs.manifest import MANIFEST
 
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
@@ -70,7 +71,7 @@ def new_run_folder(config: TrainConfig) -> Path:
             return _unused_folder(run)
         if run.exists() and (not run.is_dir() or any(not _is_leftover(path) for path in run.iterdir())):
             if (run / CONFIG).exists():
-                found = "already holds a run", f", or continue that run: {command()} --resume {run}"
+                found = "already holds a run", f", or continue that run: {resuming(run)}"
             else:
                 found = "is not an empty folder", ""
             raise InputError(f"--output {run} {found[0]}. Choose another folder{found[1]}.")
@@ -100,7 +101,10 @@ def _unused_folder(wanted: Path) -> Path:
 
 
 def _is_leftover(path: Path) -> bool:
-    return path.name in (LOCK, START) or path.name.endswith(PARTIAL)
+    """Return whether a file or folder of a run folder is one that a run leaves which never began."""
+    if path.name == START:
+        return (path / MANIFEST).is_file() and path.with_name(LOCK).exists()
+    return path.name == LOCK or (path.name.startswith(".") and path.name.endswith(PARTIAL))
 
 
 def remove_unused(run: Path) -> None:

@@ -43,3 +43,12 @@ def test_a_text_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkey
         write_text(path, "new")
     assert path.read_text() == "old"
     assert [found.name for found in tmp_path.iterdir()] == ["x.txt"]
+
+
+def test_the_old_folder_of_a_killed_process_does_not_stand_in_the_way(tmp_path: Path) -> None:
+    for name in ("folder", ".folder.replaced"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x").write_text("old")
+    write_folder(tmp_path / "folder", lambda folder: (folder / "x").write_text("new"))  # type: ignore[arg-type]
+    assert (tmp_path / "folder" / "x").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]

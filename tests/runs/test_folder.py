@@ -80,3 +80,12 @@ def test_runs_that_is_no_folder_is_said(tmp_path: Path, monkeypatch: pytest.Monk
         Path("runs").touch()
     with pytest.raises(InputError, match=r"^--output runs/starter-.* can't be written: "):
         new_run_folder(make_config({"data": "t.txt"}))
+
+
+@pytest.mark.parametrize("name", ["start/notes.txt", "thesis.partial"])
+def test_what_a_user_keeps_in_a_folder_is_no_leftover_of_a_run(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("precious")
+    with pytest.raises(InputError, match="is not an empty folder"):
+        new_run_folder(make_config({"data": "t.txt", "output": str(tmp_path)}))
+    assert (tmp_path / name).read_text() == "precious"
