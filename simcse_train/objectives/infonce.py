@@ -29,8 +29,11 @@ class InfoNCE(Stateless):
         similarities = views[0 :: rows.views] @ views[candidates].T / self.temperature  # (N, N * (V - 1))
         masked = never_negative(rows)[0 :: rows.views, candidates]
         anchors = places[: len(similarities)]
+        first, positive = rows.texts[0 :: rows.views], rows.texts[1 :: rows.views]
+        masked |= positive[:, None] == rows.texts[candidates]  # a positive that occurs again
+        masked[:, : len(anchors)] |= first[:, None] == first  # another positive of the same anchor
         masked[anchors, anchors] = False
         if rows.views > 2:  # an anchor's own hard negative is one however similar the start finds them
-            first, hard = rows.texts[0 :: rows.views], rows.texts[2 :: rows.views]
-            masked[anchors, len(anchors) + anchors] = (hard == first) | (hard < 0)
+            hard = rows.texts[2 :: rows.views]
+            masked[anchors, len(anchors) + anchors] = (hard == first) | (hard == positive) | (hard < 0)
         return cross_entropy(similarities.masked_fill(masked, MASKED), anchors)

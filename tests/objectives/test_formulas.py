@@ -238,3 +238,35 @@ def test_half_precision_embeddings_are_compared_in_float32(name: str) -> None:
     assert objective.loss(views, rows).item() == pytest.approx(
         objective.loss(views.double(), known_rows(4)).item(), rel=1e-4
     )
+
+
+@pytest.mark.parametrize(
+    ("texts", "left_out"),
+    [
+        ([0, 1, 2, 1, 3, 4], {0: {3}, 2: {1}}),  # two anchors with one positive
+        ([0, 1, 0, 2, 3, 4], {0: {3}, 2: {1}}),  # one anchor with two positives
+        ([0, 1, 2, 3, 4, 5], {}),
+    ],
+)
+def test_a_text_that_is_pulled_to_an_anchor_is_not_pushed_from_it(
+    texts: list[int], left_out: dict[int, set[int]]
+) -> None:
+    views = embeddings(3)
+    s = cosines(views, views)
+    losses = []
+    for anchor in (0, 2, 4):
+        seen = [j for j in (1, 3, 5) if j not in left_out.get(anchor, set())]
+        losses.append(-math.log(softmax({j: s[anchor][j] / 0.3 for j in seen})[anchor + 1]))
+    found = InfoNCE(0.3).loss(views, Rows(2, torch.tensor(texts))).item()
+    assert found == pytest.approx(mean(losses), rel=1e-12)
+
+
+def test_a_hard_negative_that_is_the_positive_is_left_out() -> None:
+    views = embeddings(2, views=3)
+    s = cosines(views, views)
+    losses = [
+        -math.log(softmax({j: s[0][j] / 0.3 for j in (1, 4, 5)})[1]),
+        -math.log(softmax({j: s[3][j] / 0.3 for j in (4, 1, 2, 5)})[4]),
+    ]
+    found = InfoNCE(0.3).loss(views, Rows(3, torch.tensor([0, 1, 1, 3, 4, 5]))).item()
+    assert found == pytest.approx(mean(losses), rel=1e-12)
