@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from simcse_train.evaluation.geometry import Space, look
 from simcse_train.export.folder import load_saved_encoder
 from simcse_train.report.verdict import judge, only_measures
 from simcse_train.runs.checkpoint import State, load_state
-from simcse_train.runs.folder import CONFIG, ENCODER, checkpoints
+from simcse_train.runs.folder import CONFIG, ENCODER, checkpoint_path, checkpoints
 from simcse_train.runs.metrics import read_metrics
 from simcse_train.runs.start import load_start
 from simcse_train.search.index import nearest
@@ -112,14 +113,18 @@ def summarise(run: Path, *, with_sentences: bool = True, seen: Seen | None = Non
         raise InputError(f"{run} is not a run: there is no {CONFIG} in it. Give the folder that simcse-train wrote.")
     config = make_config(read_settings(run / CONFIG), source=str(run / CONFIG))
     lines = read_metrics(run)
-    state = _state(run)
+    newest = _newest_state(run)
+    finished = (run / ENCODER).is_dir() and (newest is None or _is_at_its_end(newest, config))
+    state = newest
+    if newest is not None and finished and newest.best_step is not None:
+        state = replace(newest, step=newest.best_step)
     step = state.step if state else 0
     measured = {line["step"]: line for line in lines if "uniformity" in line}
     before, after = (only_measures(measured.get(which, {})) for which in (0, step))
     missing = None
     if with_sentences and config.data and seen is None:
         try:
-            seen = _look(run, config, state)
+            seen = _look(run, config, state, finished)
         except InputError as error:
             missing = str(error)
     cosines, examples = (
@@ -128,7 +133,7 @@ def summarise(run: Path, *, with_sentences: bool = True, seen: Seen | None = Non
     return Summary(
         run=run,
         config=config,
-        finished=(run / ENCODER).is_dir(),
+        finished=finished,
         step=step,
         steps=state.steps if state else None,
         lines=lines,
@@ -143,21 +148,22 @@ def summarise(run: Path, *, with_sentences: bool = True, seen: Seen | None = Non
     )
 
 
-def _state(run: Path) -> State | None:
-    """Return the state of the step that a run exported, 0 for the start, or else of the newest; None without any."""
+def _newest_state(run: Path) -> State | None:
+    """Return the state of the newest checkpoint that can be read; None without any."""
     for newest in reversed(checkpoints(run)):
-        try:
-            state = load_state(newest)
-            if state.best_step is None or not (run / ENCODER).is_dir():
-                return state
-            return replace(state, step=state.best_step)
-        except InputError:  # damaged, or removed by the run a moment ago
-            continue
+        with contextlib.suppress(InputError):  # damaged, or removed by the run a moment ago
+            return load_state(newest)
     return None
 
 
-def _look(run: Path, config: TrainConfig, state: State | None) -> Seen:
-    """Embed the held-out sentences by the encoders before and after training."""
+def _is_at_its_end(state: State, config: TrainConfig) -> bool:
+    """Return whether no step follows; a run that was finished once may have been made longer, and then stopped."""
+    out_of_patience = config.patience is not None and state.without_improvement >= config.patience
+    return state.step >= state.steps or out_of_patience
+
+
+def _look(run: Path, config: TrainConfig, state: State | None, finished: bool) -> Seen:
+    """Embed the held-out sentences by the encoders before and after training, the exported one if it is `finished`."""
     start = load_start(run, config)
     corpus = open_corpus(
         config.data,
@@ -170,7 +176,7 @@ def _look(run: Path, config: TrainConfig, state: State | None) -> Seen:
     numbers = held_out_sentences(len(corpus))
     if state is None or len(numbers) < 2:
         return Seen(corpus.counts, corpus.texts(numbers), None)
-    end = load_saved_encoder(str(run), pooling=config.pooling)
+    end = load_saved_encoder(str(run if finished else checkpoint_path(run, state.step)), pooling=config.pooling)
     rows = corpus.tokens(numbers)
     return Seen(corpus.counts, corpus.texts(numbers), (look(start, rows), look(end, rows)))
 

@@ -10,16 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from simcse_train import TrainConfig, train
+from simcse_train import TrainConfig, load_encoder, resume, train
 from simcse_train.data.batches import held_out_sentences
-from simcse_train.errors import InputError
-from simcse_train.evaluation.geometry import alignment
+from simcse_train.data.corpus import open_corpus
+from simcse_train.errors import InputError, Stopped
+from simcse_train.evaluation.geometry import alignment, look
 from simcse_train.report import page
 from simcse_train.report.page import report_at_end, write_report
 from simcse_train.report.summary import summarise
 from simcse_train.runs.folder import METRICS
 from tests.browser import HOSTILE, complaints, contrast, requests, themes_of, visit
 from tests.conftest import EXAMPLES
+from tests.training.test_loop import interrupted_at
 
 
 @pytest.fixture(scope="module")
@@ -192,3 +194,23 @@ def test_a_page_that_fails_or_cannot_be_drawn_is_one_line_and_no_failure(
     assert caplog.messages == [f"For a report page: {page.INSTALL}, then simcse-train report {hostile_run}"]
     with pytest.raises(InputError, match="needs jinja2 and matplotlib"):
         write_report([hostile_run])
+
+
+def test_a_run_made_longer_and_stopped_is_not_finished(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = str(EXAMPLES / "sentences.txt")
+    config = TrainConfig(data=[data], model=str(tiny), output=str(tmp_path / "run"), batch_size=16, max_steps=2)
+    run = train(config).folder
+    assert summarise(run, with_sentences=False).finished
+    interrupted_at(monkeypatch, 2)
+    with pytest.raises(Stopped):
+        resume(run, {"max_steps": 6})
+    found = summarise(run)
+    assert (found.finished, found.step, found.steps) == (False, 4, 6)
+    newest = load_encoder(run / "checkpoints" / "step-00000004")
+    corpus = open_corpus([data], None, newest.tokenizer, 32)
+    space = look(newest, corpus.tokens(held_out_sentences(len(corpus)))).embeddings
+    cosines = (space @ space.T).fill_diagonal_(-1).max(dim=1).values
+    assert found.cosines is not None
+    np.testing.assert_allclose(found.cosines[1].nearest, cosines, atol=1e-5)
