@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from simcse_train.cli.app import app, import_quietly, require_path
+from simcse_train.cli.app import EncodingOption, TextColumnOption, app, import_quietly, require_path
 from simcse_train.errors import InputError
 
 
@@ -22,6 +22,8 @@ def export_command(
         list[str] | None,
         typer.Option(metavar="PATH", help="With --format onnx: text to check it on. [default: the run's own]"),
     ] = None,
+    text_column: TextColumnOption = None,
+    encoding: EncodingOption = None,
     push: Annotated[
         str | None, typer.Option(metavar="USER/NAME", help="Upload OUT to the Hugging Face hub, as a private model.")
     ] = None,
@@ -31,6 +33,8 @@ def export_command(
         raise InputError(f"--format {format} must be safetensors or onnx.")
     if format != "onnx" and (int8 or data):
         raise InputError(f"{'--int8' if int8 else '--data'} is for --format onnx.")
+    if not data and (text_column or encoding):
+        raise InputError(f"{'--text-column' if text_column else '--encoding'} is for the text of --data.")
     if checkpoint not in (None, "best", "last"):
         raise InputError(f"--checkpoint {checkpoint} must be best or last.")
     if format != "onnx":
@@ -43,7 +47,15 @@ def export_command(
     if format == "onnx":
         from simcse_train.export.onnx import describe, export_onnx
 
-        found = export_onnx(source, target, which=checkpoint, int8=int8, data=data or ())
+        found = export_onnx(
+            source,
+            target,
+            which=checkpoint,
+            int8=int8,
+            data=data or (),
+            text_column=text_column,
+            encoding=encoding,
+        )
         typer.echo(f"Exported {source} to {target}. {describe(found)}")
     else:
         from simcse_train.export.folder import export

@@ -65,7 +65,7 @@ def load_saved_encoder(name_or_path: str, *, pooling: str = "auto") -> Encoder:
     path = Path(name_or_path)
     if not checkpoints(path) or (path / ENCODER).exists():
         return load_encoder(name_or_path, pooling=pooling)
-    return _use_newest(path, lambda newest: load_encoder(newest, pooling=pooling))
+    return use_newest(path, lambda newest: load_encoder(newest, pooling=pooling))
 
 
 def load_chosen(run: Path, newest: Path, which: str | None) -> tuple[State, Encoder]:
@@ -120,10 +120,10 @@ def _load(source: Path, which: str | None) -> tuple[State, Encoder, Path]:
         state = load_state(newest)
         return state, load_checkpoint_encoder(newest, state.config()), run_of(newest)
 
-    return _use_newest(source, load)
+    return use_newest(source, load)
 
 
-def _use_newest(source: Path, use: Callable[[Path], T]) -> T:
+def use_newest(source: Path, use: Callable[[Path], T]) -> T:
     """Return what `use` returns for the newest intact checkpoint, and warn of those that are skipped.
 
     A run that is still training may delete a checkpoint while it is read; then the newest is chosen again.

@@ -44,13 +44,15 @@ def model_card(encoder: Encoder, state: State, run: Path, name: str, *, backend:
         base_model=as_code(state.base_model),
         version=__version__,
         text=_text(config, state.counts),
-        sentences=f"{state.sentences:,}",
+        learned=f"{state.sentences:,} sentences" if config.data else "labelled pairs",
         dimension=encoder.hidden_size,
         pooling=encoder.pooling,
         step=state.step,
         steps=state.steps,
         dropout=dropout,
-        scores=_scores(before, after, state.step),
+        scores=_scores(
+            before, after, state.step, "held-out sentences of the text" if config.data else "sentences of the pairs"
+        ),
         metadata=licence(config.model) + _base(config.model),
         origin=f"unchanged: {method} did not make it better" if state.step == 0 else f"trained by {method}",
         backend=f', backend="{backend}"' if backend else "",
@@ -72,7 +74,7 @@ def _text(config: TrainConfig, counts: Mapping[str, int] | None) -> str:
     return f"{names}: {lines} lines, {empty} empty and {duplicates} duplicates dropped, {cut} cut"
 
 
-def _scores(before: Mapping[str, float], after: Mapping[str, float], step: int) -> str:
+def _scores(before: Mapping[str, float], after: Mapping[str, float], step: int, measured_on: str) -> str:
     names = [name for name in MEASURES if name in before or name in after]
     if not names:
         return "None were measured."
@@ -80,7 +82,7 @@ def _scores(before: Mapping[str, float], after: Mapping[str, float], step: int) 
     for name in names:
         values = [f"{found[name]:.{MEASURES[name]}f}" if name in found else "" for found in (before, after)]
         lines.append(f"| {TITLES.get(name, name.replace('_', ' '))} | {values[0]} | {values[1]} |")
-    note = "All but the score were measured on held-out sentences of the text, without labels."
+    note = f"All but the score were measured on {measured_on}, without labels."
     return "\n".join([*lines, "", note, "", f"{judge(before, after)}"])
 
 

@@ -7,8 +7,10 @@ many of the nearest neighbours it keeps is measured on sentences of the user's. 
 
 from __future__ import annotations
 
+import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
 from importlib.util import find_spec
@@ -29,10 +31,10 @@ from simcse_train.encoders.encoder import Encoder
 from simcse_train.encoders.pooling import pool
 from simcse_train.encoders.saving import save_encoder
 from simcse_train.errors import InputError, SaveError
-from simcse_train.export.folder import PROBES, load_chosen, load_saved_encoder
+from simcse_train.export.folder import PROBES, load_chosen, load_saved_encoder, use_newest
 from simcse_train.export.model_card import as_code, licence, model_card
 from simcse_train.runs.atomic import write_folder
-from simcse_train.runs.checkpoint import State, find_checkpoint
+from simcse_train.runs.checkpoint import State
 from simcse_train.runs.folder import checkpoints
 from simcse_train.search.index import nearest
 
@@ -54,7 +56,14 @@ class OnnxExport:
 
 
 def export_onnx(
-    source: Path, target: Path, *, which: str | None = None, int8: bool = False, data: Sequence[str] = ()
+    source: Path,
+    target: Path,
+    *,
+    which: str | None = None,
+    int8: bool = False,
+    data: Sequence[str] = (),
+    text_column: str | None = None,
+    encoding: str | None = None,
 ) -> OnnxExport:
     """Write the encoder of a run, a checkpoint or a folder as ONNX to the new folder `target`.
 
@@ -69,7 +78,8 @@ def export_onnx(
         )
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"{target} exists already. Choose a new folder for the export, or remove it first.")
-    encoder, sentences, card = _load(source, which, data, target.name)
+    given = sample_text(data, text_column, SENTENCES, encoding)[1] if data else []
+    encoder, sentences, card = _load(source, which, given, target.name)
     if int8 and len(sentences) < 2 * NEIGHBOURS:
         raise InputError(
             f"--int8 changes the embeddings, so it is checked on at least {2 * NEIGHBOURS} sentences, and there are "
@@ -148,14 +158,15 @@ def embed_with_onnxruntime(graph: Path, encoder: Encoder, sentences: Sequence[st
     return out
 
 
-def _load(source: Path, which: str | None, data: Sequence[str], name: str) -> tuple[Encoder, list[str], str]:
+def _load(source: Path, which: str | None, sentences: list[str], name: str) -> tuple[Encoder, list[str], str]:
     """Return the encoder to export, the sentences to check it on, and the model card of an export of this name."""
-    sentences = sample_text(data, None, SENTENCES)[1] if data else []
     if not checkpoints(source):
+        if which is not None:
+            raise InputError(f"--checkpoint {which} needs the folder of a whole run, and {source} is none.")
         encoder = load_saved_encoder(str(source))
         card = CARD.format(name=escape(shown(name)), metadata=licence(str(source)), source=as_code(source.name))
         return encoder, sentences, card
-    state, encoder = load_chosen(source, find_checkpoint(source)[0], which)
+    state, encoder = use_newest(source, lambda newest: load_chosen(source, newest, which))
     encoder.head = None
     card = model_card(encoder, state, source, name, backend="onnx")
     return encoder, sentences or _held_out(encoder, state), card
@@ -202,7 +213,7 @@ def _write_graph(folder: Path, graph: Path) -> None:
     mask[1, 4:] = 0
     names = ("input_ids", "attention_mask")
     dynamic = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
-    with warnings.catch_warnings(), torch.inference_mode(mode=False), torch.no_grad():
+    with warnings.catch_warnings(), _quiet("torch.onnx"), torch.inference_mode(mode=False), torch.no_grad():
         warnings.simplefilter("ignore")  # of the exporter, about its own parts
         torch.onnx.export(
             _States(model),
@@ -217,12 +228,25 @@ def _write_graph(folder: Path, graph: Path) -> None:
         )
 
 
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Let a logger of a library say nothing but errors: it speaks of what nobody here can change."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 def _quantise(graph: Path) -> None:
     """Replace a graph by its int8 form."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     small = graph.with_name("int8.onnx")
-    quantize_dynamic(graph, small, weight_type=QuantType.QInt8, per_channel=True)
+    with _quiet(""):
+        quantize_dynamic(graph, small, weight_type=QuantType.QInt8, per_channel=True)
     small.replace(graph)
 
 

@@ -80,6 +80,15 @@ def test_a_graph_that_differs_is_not_put_in_place(tiny: Path, tmp_path: Path, mo
     assert not (tmp_path / "out").exists()
 
 
+def test_a_checkpoint_is_chosen_only_of_a_run_and_a_table_has_columns(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--checkpoint best needs the folder of a whole run, and .* is none"):
+        export_onnx(tiny, tmp_path / "out", which="best")
+    (tmp_path / "t.csv").write_text("title;body\n" + "".join(f"a cat {i};the dog {i}\n" for i in range(30)))
+    with pytest.raises(InputError, match="--text-column"):
+        export_onnx(tiny, tmp_path / "out", data=[str(tmp_path / "t.csv")])
+    assert export_onnx(tiny, tmp_path / "out", data=[str(tmp_path / "t.csv")], text_column="body").sentences > 30
+
+
 def test_missing_packages_are_named(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx, "find_spec", lambda name: None if name == "onnxscript" else True)
     with pytest.raises(InputError, match="needs onnxscript. Install"):
