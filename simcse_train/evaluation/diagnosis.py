@@ -24,7 +24,7 @@ SAME_TOPIC = 0.985  # quantile of the cosines above which two pairs of a narrow 
 # learns. The relational objective holds the encoder: on a narrow text it goes on gaining at that rate.
 HARMLESS_STEPS = 250
 BATCH = 64
-SAMPLE = 512
+MANY_UNKNOWN = 0.2  # share of tokens that a tokenizer does not know above which the encoder is one for other languages
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,9 @@ class Diagnosis:
 
     uniformity: float
     mean_cosine: float  # of random pairs
-    hardest_negative: float  # mean cosine of a sentence with the most similar of 63 random others
+    hardest_negative: float  # mean cosine of a sentence with the most similar of the others of a batch
     cluster_agreement: float
+    others: int = BATCH - 1  # among which the most similar one was looked for
 
     @property
     def is_tuned(self) -> bool:
@@ -52,6 +53,14 @@ class Diagnosis:
         return self.cluster_agreement > CLUSTERED
 
 
+def unknown_words(share: float) -> str:
+    """Return what a share of unknown tokens means."""
+    return (
+        f"{share:.0%} of the tokens are unknown to the tokenizer of this encoder, which cannot tell such words apart. "
+        "Choose a --model for the language of this text."
+    )
+
+
 def diagnose(embeddings: Tensor) -> Diagnosis:
     """Return the diagnosis of a random sample; embeddings: (sentences, hidden), normalised, before training."""
     order = torch.randperm(len(embeddings), generator=torch.Generator().manual_seed(0)).to(embeddings.device)
@@ -61,6 +70,7 @@ def diagnose(embeddings: Tensor) -> Diagnosis:
         mean_cosine=float(negatives.mean()),
         hardest_negative=float(negatives[:, 0].mean()),
         cluster_agreement=cluster_agreement(embeddings),
+        others=negatives.shape[1],
     )
 
 
@@ -88,7 +98,9 @@ def recommend(diagnosis: Diagnosis, steps: int) -> tuple[dict[str, Any], str]:
 def _recommended_objective(diagnosis: Diagnosis) -> tuple[dict[str, Any], str]:
     if not diagnosis.is_tuned:
         return {"objective": "ntxent"}, f"the encoder is a plain language model (uniformity {diagnosis.uniformity:.2f})"
-    hardest = f"the most similar of 63 random sentences has a cosine of {diagnosis.hardest_negative:.2f}"
+    hardest = (
+        f"the most similar of {diagnosis.others} random sentences has a cosine of {diagnosis.hardest_negative:.2f}"
+    )
     if diagnosis.is_general:
         return {"objective": "ntxent"}, f"the encoder is tuned for sentences and the text is general: {hardest}"
     narrow = f"the encoder is tuned for sentences and the text is narrow: {hardest}"

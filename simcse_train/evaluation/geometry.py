@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -20,6 +21,7 @@ from simcse_train.search.embeddings import embed_rows_together
 BATCH = 64  # sentences embedded at once
 VIEWED = 128  # sentences of which two views are embedded: alignment is a mean that needs no more
 NEIGHBOURS = 10
+FEWEST = 2 * NEIGHBOURS  # sentences in which the nearest ones are less than about half of all
 RUNS = 4  # of k-means
 
 
@@ -78,7 +80,7 @@ def uniformity(embeddings: Tensor) -> float:
     It is 0 where all rows are equal and about -4 where they are spread evenly over the sphere (Wang & Isola 2020,
     section 4).
     """
-    squared = torch.pdist(embeddings.double().cpu()).square()
+    squared = torch.pdist(embeddings.cpu().double()).square()  # a Mac's GPU has no double precision
     return float(squared.mul(-2).exp().mean().log())
 
 
@@ -97,8 +99,11 @@ def neighbours_kept(before: Tensor, after: Tensor) -> float:
 def neighbour_contrast(embeddings: Tensor, nearest: Tensor) -> float:
     """Return how much closer each row is to given rows than to all others, as a difference of mean cosines.
 
-    embeddings: (rows, hidden), normalised; nearest: (rows, k), for example the `nearest_rows` of another space.
+    embeddings: (rows, hidden), normalised; nearest: (rows, k), for example the `nearest_rows` of another space. It is 0
+    where the nearest rows are all others.
     """
+    if nearest.shape[1] >= len(embeddings) - 1:
+        return 0.0
     cosines = embeddings @ embeddings.T
     others = (cosines.sum() - cosines.diagonal().sum()) / (len(cosines) * (len(cosines) - 1))
     return float(cosines.gather(1, nearest).mean() - others)
@@ -111,9 +116,12 @@ def cluster_agreement(embeddings: Tensor) -> float:
     topics that the encoder sees, and training that destroys topics lowers it.
     """
     from sklearn.cluster import KMeans  # its import takes a second, which what only exports or lists need not wait for
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.metrics import adjusted_rand_score
 
     clusters = max(2, len(embeddings) // 20)
     points = embeddings.float().cpu().numpy()
-    runs = [KMeans(clusters, n_init=1, max_iter=50, random_state=seed).fit_predict(points) for seed in range(RUNS)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # of sentences with one embedding
+        runs = [KMeans(clusters, n_init=1, max_iter=50, random_state=seed).fit_predict(points) for seed in range(RUNS)]
     return float(np.mean([adjusted_rand_score(first, second) for first, second in combinations(runs, 2)]))

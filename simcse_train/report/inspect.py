@@ -20,7 +20,16 @@ from simcse_train.data.sample import LineCounts, sample_text
 from simcse_train.encoders.loading import load_encoder
 from simcse_train.encoders.tokenizer import SentenceTokenizer
 from simcse_train.errors import InputError
-from simcse_train.evaluation.diagnosis import CLUSTERED, GENERAL, TUNED, Diagnosis, diagnose, recommend
+from simcse_train.evaluation.diagnosis import (
+    CLUSTERED,
+    GENERAL,
+    MANY_UNKNOWN,
+    TUNED,
+    Diagnosis,
+    diagnose,
+    recommend,
+    unknown_words,
+)
 from simcse_train.evaluation.geometry import alignment, embed_views
 from simcse_train.evaluation.hardness import (
     GradientShares,
@@ -56,6 +65,7 @@ class Inspection:
     counts: LineCounts
     sampled: int
     lengths: Lengths
+    unknown: float  # share of the tokens that stand for what the tokenizer does not know
     near_duplicates: float  # share of the sample with another line above NEAR_DUPLICATE
     alignment: float
     diagnosis: Diagnosis
@@ -104,6 +114,7 @@ def inspect_text(
         counts=counts,
         sampled=len(sample),
         lengths=_lengths(encoder.tokenizer, sample, max_length, encoder.max_length),
+        unknown=encoder.tokenizer.unknown_share(rows),
         near_duplicates=_near_duplicates(embeddings),
         alignment=alignment(*embed_views(encoder, rows[:VIEWS])),
         diagnosis=diagnosis,
@@ -138,12 +149,13 @@ def as_text(found: Inspection, max_length: int) -> str:
         f"rest is of a sample of {found.sampled:,}.",
         f"Length: {lengths.median} tokens in the median, 95 % have at most {lengths.percentile_95}; "
         f"--max-length {max_length} cuts {lengths.share_cut:.1%}.",
+        *([f"Warning: {unknown_words(found.unknown)}"] if found.unknown > MANY_UNKNOWN else []),
         f"Near duplicates: {found.near_duplicates:.1%} have another line with a cosine above {NEAR_DUPLICATE}.",
         f"Encoder: {kind}. Uniformity {diagnosis.uniformity:.2f} (tuned below {TUNED}), cosine of random pairs "
         f"{diagnosis.mean_cosine:.2f}, alignment {found.alignment:.2f}.",
-        f"Negatives: the most similar of 63 random sentences has a cosine of {diagnosis.hardest_negative:.2f} (general "
-        f"text below {GENERAL:.2f}). Topics: clusterings agree to {diagnosis.cluster_agreement:.2f} (clear above "
-        f"{CLUSTERED}).",
+        f"Negatives: the most similar of {diagnosis.others} random sentences has a cosine of "
+        f"{diagnosis.hardest_negative:.2f} (general text below {GENERAL:.2f}). Topics: clusterings agree to "
+        f"{diagnosis.cluster_agreement:.2f} (clear above {CLUSTERED}).",
         "",
     ]
     if found.warns:

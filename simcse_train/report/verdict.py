@@ -12,6 +12,7 @@ from simcse_train.config import TrainConfig
 from simcse_train.data.cache import Counts
 from simcse_train.encoders.encoder import Encoder
 from simcse_train.evaluation.diagnosis import CLUSTERED, GENERAL, TUNED
+from simcse_train.evaluation.geometry import FEWEST
 
 # The measures of an encoder in the order in which they are shown, with their digits.
 MEASURES = {
@@ -69,9 +70,9 @@ def judge(before: Mapping[str, float], after: Mapping[str, float]) -> Verdict:
     """
     if "score" in before and "score" in after:
         return _judge_score(after["score"] - before["score"])
-    needed = {"alignment", "uniformity", "neighbours_kept", "neighbour_contrast", "cluster_agreement"}
-    if not needed <= before.keys() & after.keys():
-        return Verdict(Outcome.UNCLEAR, "The encoder was not measured before training in this run")
+    unknown = Verdict(Outcome.UNCLEAR, "The encoder was not measured before training in this run")
+    if not {"alignment", "uniformity", "cluster_agreement"} <= before.keys() & after.keys():
+        return unknown
     alignment = after["alignment"] - before["alignment"]
     if after["alignment"] > LOST_ALIGNMENT and alignment > RISEN_ALIGNMENT:
         return Verdict(
@@ -86,6 +87,10 @@ def judge(before: Mapping[str, float], after: Mapping[str, float]) -> Verdict:
             f"The encoder was a plain language model before training; {uniformity}. Only labelled pairs (--eval) can "
             "tell whether it became better",
         )
+    if "neighbours_kept" not in before:
+        return Verdict(Outcome.UNCLEAR, f"There were fewer than {FEWEST} sentences to measure, too few to tell")
+    if not {"neighbours_kept", "neighbour_contrast"} <= after.keys():
+        return unknown
     kept = after["neighbours_kept"]
     general = before.get("hardest_negative", 1.0) < GENERAL
     clustered = before["cluster_agreement"] > CLUSTERED
@@ -131,7 +136,8 @@ def announcement(
 
     counts are those of the text, None without one; pairs is the number of training pairs.
     """
-    parts = f" in parts of {config.micro_batch_size}" if config.micro_batch_size else ""
+    part = config.micro_batch_size
+    parts = f" in parts of {part}" if part and part < config.batch_size else ""
     lines = []
     if counts is not None:
         lines.append(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from simcse_train.encoders.encoder import Encoder
 from simcse_train.errors import InputError, TrainingError
 from simcse_train.export.folder import load_chosen, write_export
 from simcse_train.report.summary import Seen
-from simcse_train.report.verdict import describe, judge, only_measures
+from simcse_train.report.verdict import Outcome, describe, judge, only_measures
 from simcse_train.runs.folder import ENCODER, checkpoint_path
 from simcse_train.runs.metrics import read_metrics
 from simcse_train.training.loop import Trainer
@@ -24,10 +24,10 @@ class Run:
     """A finished run: its folder, its encoder, what was measured before and after training, and what a report shows."""
 
     folder: Path
-    encoder: Encoder
+    encoder: Encoder = field(repr=False)
     before: Mapping[str, float]
     after: Mapping[str, float]
-    seen: Seen | None = None  # where it is known without embedding again
+    seen: Seen | None = field(default=None, repr=False)  # where it is known without embedding again
 
 
 def finish(trainer: Trainer) -> Run:
@@ -47,7 +47,13 @@ def finish(trainer: Trainer) -> Run:
     logger.info(f"after training   {describe(last)}")
     if state.step not in (0, trainer.step):
         logger.info(f"best, step {state.step:<5}  {describe(after)}")
-    logger.info(str(judge(before, last if state.step == 0 else after)))
+    verdict = judge(before, last if state.step == 0 else after)
+    logger.info(str(verdict))
+    if verdict.outcome == Outcome.HARMED and state.step and trainer.config.pairs and not trainer.config.eval:
+        logger.warning(
+            "The trained encoder is exported all the same: --pairs may ask for other neighbours. Labelled pairs "
+            "(--eval) can tell whether they are better."
+        )
     if state.step == 0:
         logger.info(f"Training did not help here. Encoder: {run / ENCODER}, the one you started with.")
     else:

@@ -18,6 +18,7 @@ from simcse_train.encoders.encoder import Encoder
 from simcse_train.errors import TrainingError
 from simcse_train.evaluation.diagnosis import Diagnosis, diagnose
 from simcse_train.evaluation.geometry import (
+    FEWEST,
     Space,
     alignment,
     cluster_agreement,
@@ -152,7 +153,7 @@ class Monitor:
             "uniformity": uniformity(space.embeddings),
             "cluster_agreement": diagnosis.cluster_agreement if diagnosis else cluster_agreement(space.embeddings),
         }
-        if self._nearest is not None:
+        if self._nearest is not None and len(self.measured) >= FEWEST:
             record["neighbours_kept"] = neighbours_kept(self._nearest, nearest)
             record["neighbour_contrast"] = neighbour_contrast(space.embeddings, self._nearest)
         if self.pairs is not None:

@@ -96,3 +96,15 @@ def test_neighbour_contrast_is_the_mean_cosine_with_given_rows_beyond_that_of_al
     twins = torch.tensor([[1], [0], [3], [2]])
     assert neighbour_contrast(rows, twins) == pytest.approx(1 - 1 / 3)
     assert neighbour_contrast(rows, torch.tensor([[2], [2], [0], [0]])) == pytest.approx(-1 / 3)
+
+
+@pytest.mark.parametrize("count", range(2, 12))
+def test_where_all_others_are_the_nearest_there_is_no_contrast(count: int) -> None:
+    rows = random_rows(count)
+    assert neighbour_contrast(rows, nearest_rows(rows)) == 0
+
+
+def test_sentences_that_are_unlike_are_still_pairs_of_different_ones() -> None:
+    rows = torch.tensor([[1.0, 0], [-0.6, 0.8], [-0.6, -0.8]])
+    found = [(pair.first, pair.second, round(pair.cosine, 3)) for pair in most_similar_pairs(rows, 3, 9)]
+    assert found == [(1, 2, -0.28), (0, 1, -0.6), (0, 2, -0.6)]

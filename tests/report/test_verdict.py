@@ -27,6 +27,7 @@ TUNED = {
     "cluster_agreement": 0.6,
     "hardest_negative": 0.4,
 }
+FEW = {"alignment": 0.15, "uniformity": -3.0, "cluster_agreement": 0.1, "hardest_negative": 0.25}
 GENERAL = {**TUNED, "hardest_negative": 0.25, "cluster_agreement": 0.1}
 
 
@@ -64,6 +65,10 @@ def after(**changes: float) -> dict[str, float]:
         (after(score=70.0), after(score=69.1), Outcome.HARMED),
         (after(score=70.0), after(score=70.1), Outcome.UNCLEAR),
         ({}, after(), Outcome.UNCLEAR),
+        # Of few sentences the neighbours are not measured; two views that have moved apart are still seen.
+        (FEW, FEW | {"uniformity": -3.2}, Outcome.UNCLEAR),
+        (FEW, FEW | {"alignment": 0.6}, Outcome.HARMED),
+        (FEW | {"score": 70.0}, FEW | {"score": 71.0}, Outcome.HELPED),
     ],
 )
 def test_the_verdict_follows_the_labels_or_else_the_neighbourhoods(
@@ -121,3 +126,35 @@ def test_patience_ends_a_run_that_does_not_improve_and_a_resumed_one_stops_at_th
     again = resume(saved[0])
     steps = [json.loads(line)["step"] for line in (again.folder / "metrics.jsonl").read_text().splitlines()]
     assert steps[-1] == 6
+
+
+@pytest.mark.parametrize("lines", [8, 110, 240])
+def test_a_few_sentences_are_not_judged_by_their_neighbours(
+    tmp_path: Path, lines: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With eleven sentences the ten nearest are all others: their contrast is the rounding of zero."""
+    sentences = (EXAMPLES / "sentences.txt").read_text(encoding="utf-8").splitlines()[:lines]
+    (tmp_path / "few.txt").write_text("\n".join(sentences))
+    run = train(make_config({"data": str(tmp_path / "few.txt"), "output": str(tmp_path / "run"), "max_steps": 2}))
+    assert ("neighbour_contrast" in run.after) == (lines == 240)  # 24 are held out
+    if lines < 240:
+        with caplog.at_level("INFO"):
+            judged = judge(run.before, run.after)
+        assert judged.outcome == Outcome.UNCLEAR
+        assert "fewer than 20 sentences" in judged.reason
+
+
+def test_a_harm_that_pairs_may_have_asked_for_is_said_beside_the_export(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sentences = (EXAMPLES / "sentences.txt").read_text(encoding="utf-8").splitlines()[:240]
+    lines = [f"{one}\t{other}" for one, other in zip(sentences, reversed(sentences), strict=True)]
+    (tmp_path / "pairs.tsv").write_text("anchor\tpositive\n" + "\n".join(lines))
+    ruin = {"learning_rate": 0.03, "max_steps": 8, "batch_size": 32}
+    with caplog.at_level("INFO"):
+        run = train(make_config({"pairs": str(tmp_path / "pairs.tsv"), "output": str(tmp_path / "run"), **ruin}))
+    assert judge(run.before, run.after).outcome == Outcome.HARMED
+    assert "exported all the same: --pairs may ask for other neighbours" in caplog.text
+    assert "(step 8)" in caplog.text
+    assert "0 sentences" not in (run.folder / "encoder" / "README.md").read_text()
+    assert len(repr(run)) < 2000
