@@ -11,13 +11,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo
 from pydantic.fields import FieldInfo
+from pydantic.functional_validators import field_validator, model_validator
 
 from simcse_train.errors import InputError
 
 STARTER = "starter"
 LEARNING_RATE = 3e-5
+PART = "part"  # says to pydantic that settings are to be completed by others
 
 TEXT, ENCODER, OBJECTIVE = "Text", "Encoder", "Objective"
 OPTIMISATION, EVALUATION, SAVING = "Optimisation", "Evaluation", "Saving"
@@ -200,12 +202,16 @@ class TrainConfig(BaseModel):
     @field_validator("model", "pairs", "eval", "output", mode="before")
     @classmethod
     def _path_as_text(cls, value: object) -> object:
-        """Take a path as Python programs have it."""
+        """Take a path as Python programs have it, but not an empty one, as of a variable that is not set."""
+        if value == "":
+            raise ValueError("is empty; name a file or folder, or leave it out")
         return _as_text(value)
 
     @model_validator(mode="after")
-    def _settings_fit_together(self) -> TrainConfig:
+    def _settings_fit_together(self, info: ValidationInfo) -> TrainConfig:
         """Refuse a setting that the others make meaningless."""
+        if info.context == PART:
+            return self
         if not self.data and not self.pairs:
             raise ValueError("--data is missing: name the text to learn from, for example --data corpus.txt.")
         for name, field in type(self).model_fields.items():
@@ -233,6 +239,11 @@ class TrainConfig(BaseModel):
                         f"{option(name)} {getattr(self, name)} is for the text of --data, and there are only --pairs, "
                         "which are trained with the paper's supervised objective. Leave it out, or name a text."
                     )
+        if self.patience is not None and self.pairs and not self.eval:
+            raise ValueError(
+                f"--patience {self.patience}: what --pairs ask for may change a text's neighbours, so that only "
+                "labelled pairs can say whether the encoder still improves. Name them with --eval, or leave it out."
+            )
         return self
 
 
@@ -271,12 +282,13 @@ def _explain(error: ValidationError) -> str:
     return f"{option(field)} {found['input']}: {found['msg'][0].lower()}{found['msg'][1:]}."
 
 
-def make_config(settings: Mapping[str, Any], source: str | None = None) -> TrainConfig:
+def make_config(settings: Mapping[str, Any], source: str | None = None, *, complete: bool = True) -> TrainConfig:
     """Validate settings.
 
-    Raises `InputError` with the option, the value and what is allowed; `source` names the file they come from.
+    Raises `InputError` with the option, the value and what is allowed; `source` names the file they come from. Whether
+    they fit together is seen where they are `complete`.
     """
     try:
-        return TrainConfig(**settings)
+        return TrainConfig.model_validate(dict(settings), context=None if complete else PART)
     except ValidationError as error:
         raise InputError((f"{source}: " if source else "") + _explain(error)) from None

@@ -44,7 +44,7 @@ def read_settings(path: Path) -> dict[str, Any]:
             raise InputError(f"--config {path}, line {line}: {name!r} stands in line {first[name]}, too. Keep one.")
         first[name] = line
     settings = {str(name): value for name, value in settings.items()}  # a key may be nothing
-    return make_config({"data": "-", **settings}, source=f"--config {path}").model_dump(include=set(settings))
+    return make_config(settings, source=f"--config {path}", complete=False).model_dump(include=set(settings))
 
 
 def config_yaml(config: TrainConfig) -> str:

@@ -68,6 +68,9 @@ def test_a_setting_out_of_range_is_named_with_what_is_allowed(settings: dict[str
             "--objective soft is for the text of --data, and there are",
         ),
         ({"data": [], "pairs": "p.csv", "view": "repetition"}, "--view repetition is for the text of --data"),
+        ({"pairs": "p.csv", "patience": 3}, "--patience 3: what --pairs ask for .* Name them with --eval"),
+        ({"pairs": ""}, "--pairs : .*is empty"),
+        ({"output": ""}, "--output : .*is empty"),
     ],
 )
 def test_a_setting_that_the_others_make_meaningless_is_refused(settings: dict[str, object], message: str) -> None:
@@ -151,6 +154,14 @@ def test_values_of_a_file_are_read_as_the_command_line_reads_them(
 ) -> None:
     (tmp_path / "c.yaml").write_text(f"{line}\n")
     assert read_settings(tmp_path / "c.yaml") == {name: value}
+
+
+def test_a_file_may_hold_settings_that_only_fit_those_of_the_command_line(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("neighbours: 3\n")
+    settings = read_settings(tmp_path / "c.yaml")
+    assert make_config({"data": "x", **settings, "objective": "relational"}).neighbours == 3
+    with pytest.raises(InputError, match="--neighbours 3 is for --objective"):
+        make_config({"data": "x", **settings})
 
 
 def test_paths_are_taken_as_python_programs_have_them() -> None:

@@ -75,7 +75,7 @@ def resolve(config: TrainConfig, encoder: Encoder, run: Path) -> TrainConfig:
         )
     data = [
         distributed.from_main(lambda: str(keep_standard_input(run).resolve())) if entry == "-" else _lasting(entry)
-        for entry in config.data
+        for entry in dict.fromkeys(config.data)  # standard input can be read once
     ]
     is_folder = config.model != STARTER and Path(config.model).expanduser().exists()
     return config.model_copy(
@@ -230,13 +230,10 @@ def changed(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
     The settings that began the run may be given again: what they leave to the program is no change.
     """
     old = config.model_dump()
+    changes = {name: value for name, value in changes.items() if not (value == "auto" and name in FOUND)}
     given = make_config({**old, **changes}).model_dump(include=set(changes))  # with the types of the settings
     # Of what may change, only --save-minutes has a None that says something: no longer by the clock.
-    changes = {
-        name: value
-        for name, value in given.items()
-        if not (value is None and name != "save_minutes") and not (value == "auto" and name in FOUND)
-    }
+    changes = {name: value for name, value in given.items() if value is not None or name == "save_minutes"}
     if "model" in changes and _absolute(changes["model"]) == config.model:
         changes["model"] = config.model
     for name, value in changes.items():
@@ -250,6 +247,11 @@ def changed(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
     for name in ("epochs", "max_steps"):
         if changes.get(name) is not None and old[name] is not None and changes[name] < old[name]:
             raise InputError(f"{option(name)} can only be raised when a run is resumed; it was {old[name]}.")
+    if config.max_steps and "max_steps" not in changes and changes.get("epochs", old["epochs"]) != old["epochs"]:
+        raise InputError(
+            f"--epochs {changes['epochs']} has no effect, since --max-steps {config.max_steps} decides how long the "
+            "run is. Raise that."
+        )
     allowed = {name: value for name, value in changes.items() if name in CHANGEABLE}
     if "data" in allowed:
         kept = next((entry for entry in config.data if Path(entry).name == STANDARD_INPUT), "-")
@@ -263,4 +265,4 @@ def changed(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
 def check_disk(encoder: Encoder, config: TrainConfig, run: Path) -> None:
     """Refuse a run whose checkpoints do not fit on the disk; raises `InputError`."""
     weights = sum(p.numel() * p.element_size() for p in encoder.parameters())
-    check_space(run, weights, config.keep + bool(config.eval))
+    check_space(run, weights, config.keep + 1)  # the best is kept, too

@@ -10,6 +10,7 @@ from simcse_train.config import make_config, option
 from simcse_train.encoders.loading import load_encoder
 from simcse_train.errors import InputError
 from simcse_train.evaluation.diagnosis import diagnose
+from simcse_train.runs.folder import checkpoints
 from simcse_train.search.embeddings import embed_rows
 from simcse_train.training.plan import changed, choose_objective, make_batches, total_steps
 from simcse_train.training.start import resume, train
@@ -30,6 +31,22 @@ def test_a_resumed_run_may_be_lengthened_and_not_shortened(name: str) -> None:
     assert getattr(changed(config, {name: 10}), name) == 10
     with pytest.raises(InputError, match=f"{option(name)} can only be raised when a run is resumed; it was 10"):
         changed(config, {name: 9})
+
+
+def test_a_length_that_would_not_count_is_refused(text: Path, tiny: Path, tmp_path: Path) -> None:
+    config = make_config({"data": "x.txt", "max_steps": 10, "epochs": 1})
+    assert changed(config, {"epochs": 1}).max_steps == 10
+    assert changed(config, {"epochs": 2, "max_steps": 20}).max_steps == 20
+    with pytest.raises(InputError, match="--epochs 2 has no effect, since --max-steps 10 decides"):
+        changed(config, {"epochs": 2})
+    train(settings(text, tiny, tmp_path / "run", epochs=1))  # 14 steps
+    with pytest.raises(InputError, match="begun with 14 steps.* can be raised, and not be lowered to 5"):
+        resume(checkpoints(tmp_path / "run")[0], {"max_steps": 5})
+
+
+def test_what_auto_found_may_be_given_again_with_a_setting_that_only_the_found_one_has() -> None:
+    config = make_config({"data": "x.txt", "objective": "relational", "start_weight": 0.1})
+    assert changed(config, {"objective": "auto", "start_weight": 0.1}) == config
 
 
 @pytest.mark.parametrize(
