@@ -35,6 +35,7 @@ from simcse_train.randomness import seeded
 from simcse_train.report.summary import Seen
 from simcse_train.runs.checkpoint import State, load_objective_state, load_optimizer, prune, save_checkpoint
 from simcse_train.runs.folder import checkpoint_path, last_saved
+from simcse_train.runs.manifest import damage
 from simcse_train.runs.start import load_start
 from simcse_train.training.compiled_optimizer import CompiledAdamW
 from simcse_train.training.computation import choose_kernels, computation
@@ -77,6 +78,7 @@ class Trainer:
             if "pooler" in name:  # a part of the model that no embedding passes through
                 parameter.requires_grad_(False)
         self.kernels = choose_kernels(encoder, config, kernels)
+        encoder.zero_grad()  # an encoder that was given may come with gradients
         keep_embedding_gradient(encoder.model)
         self.objective = make_objective(config)
         self.paired_objective = InfoNCE(config.temperature)  # with hard negatives (Gao, Yao & Chen 2021, equation 5)
@@ -121,7 +123,7 @@ class Trainer:
             improved = self.monitor.after_step(self.step, epoch, result, rate, len(batch.sentences), seconds)
             if improved or self.is_save_due():
                 self.save()
-        if self.step < self.total and not checkpoint_path(self.run, self.step).exists():
+        if self.step < self.total:  # a checkpoint of this step may be that of an abandoned run
             self.save()
         self.monitor.close()
 
@@ -223,6 +225,11 @@ class Trainer:
                 f"{checkpoint} is at step {state.step}, beyond the {self.total} asked for. --max-steps can only be "
                 "raised."
             )
+        if self.total < state.steps:
+            raise InputError(
+                f"The run was begun with {state.steps:,} steps, and its learning rate follows from them: their number "
+                f"can be raised, and not be lowered to {self.total:,}. Raise --max-steps or --epochs, or leave it out."
+            )
         load_optimizer(checkpoint, self.encoder, self.adamw)
         tensors = {name: t.to(self.accelerator.device) for name, t in load_objective_state(checkpoint).items()}
         self.objective.load_state(tensors)
@@ -231,8 +238,19 @@ class Trainer:
             self.accelerator.scaler.load_state_dict(state.scaler)
         self.step = state.step
         if distributed.is_main():
-            best = None if state.best_step is None else Best(state.best_step, state.best_score)
-            self.monitor.restore(best, state.without_improvement, self._start())
+            self.monitor.restore(*self._best(state), self._start())
+
+    def _best(self, state: State) -> tuple[Best | None, int]:
+        """Return the best step of a checkpoint's run, if it can still be exported, and the evaluations since then."""
+        if not state.step:  # step 0 is measured again
+            return None, 0
+        if state.best_step is None:
+            return None, state.without_improvement
+        best = checkpoint_path(self.run, state.best_step)
+        if state.best_step not in (0, state.step) and (reason := damage(best)):
+            logger.warning(f"The best checkpoint {best} can't be used: {reason}. The best step from here on is kept.")
+            return None, 0
+        return Best(state.best_step, state.best_score), state.without_improvement
 
     def _start(self) -> Encoder | None:
         """Return the encoder before training, or None where it is gone and the objective does not need it."""

@@ -12,13 +12,13 @@ from simcse_train import distributed, launcher
 from simcse_train.config import STARTER, TrainConfig, make_config
 from simcse_train.config_file import config_yaml, read_settings
 from simcse_train.data.batches import Batches
-from simcse_train.data.files import find_files, one_file
+from simcse_train.data.files import find_files, one_file, require_lasting
 from simcse_train.data.pairs import fingerprint
 from simcse_train.encoders.encoder import Encoder
 from simcse_train.encoders.head import projection_head
 from simcse_train.encoders.loading import load_encoder
 from simcse_train.errors import InputError
-from simcse_train.evaluation.diagnosis import Diagnosis, diagnose
+from simcse_train.evaluation.diagnosis import MANY_UNKNOWN, Diagnosis, diagnose, unknown_words
 from simcse_train.objectives.registry import make_objective
 from simcse_train.report.verdict import announcement
 from simcse_train.runs.atomic import write_text
@@ -151,15 +151,17 @@ def _where_to_continue(path: Path, run: Path) -> tuple[bool, str]:
 
 def _how_to_continue(run: Path | None) -> str:
     # The main process removes the folder of a run that never began.
-    begun = run is not None and (run.exists() or not distributed.is_main())
-    return f"To continue: {launcher.command()} --resume {run}" if begun else "Start the run again."
+    if run is None or (distributed.is_main() and not run.exists()):
+        return "Start the run again."
+    return f"To continue: {launcher.resuming(run)}"
 
 
 def _new_trainer(run: Path, config: TrainConfig, encoder: Encoder | None = None) -> Trainer:
     # What can be known to be wrong at once is reported before the encoder is loaded.
-    find_files(entry for entry in config.data if entry != "-")
-    if config.pairs:
-        one_file(Path(config.pairs), "--pairs")
+    require_lasting(find_files(entry for entry in config.data if entry != "-"), "--data")
+    for option, entry in (("--pairs", config.pairs), ("--eval", config.eval)):
+        if entry:
+            require_lasting([one_file(Path(entry), option)], option)
     pairs = labelled_pairs(config)
     given = encoder is not None
     encoder = encoder or load_encoder(source_of_start(run, config), pooling=config.pooling, dropout=config.dropout)
@@ -175,6 +177,7 @@ def _new_trainer(run: Path, config: TrainConfig, encoder: Encoder | None = None)
             keep_start(run, encoder)
         # From here on a run that is killed can be resumed, also while a long text is tokenised.
         write_text(run / CONFIG, config_yaml(config))
+    encoder.head = None  # an encoder that was given may have been trained before
     if config.projection == "on":
         spread = getattr(encoder.model.config, "initializer_range", None) or 0.02  # XLM has none
         encoder.head = projection_head(encoder.hidden_size, seed=config.seed, initializer_range=spread)
@@ -198,7 +201,19 @@ def _new_trainer(run: Path, config: TrainConfig, encoder: Encoder | None = None)
 
 
 def _look(encoder: Encoder, measured: Sequence[Sequence[int]]) -> Before:
-    """Return what is known before training; raises `InputError` if an embedding of what is measured is not finite."""
+    """Return what is known before training of the sentences to measure, token ids.
+
+    Raises `InputError` if all are the same tokens, or an embedding is not finite. Warns of unknown words.
+    """
+    if len(measured) > 1 and len(set(map(tuple, measured))) == 1:
+        raise InputError(
+            f"All sentences become the same tokens, those of {encoder.tokenizer.text(measured[0])[:80]!r}: there is "
+            "nothing to tell apart. Choose a --model whose tokenizer knows the language of this text, or a higher "
+            "--max-length if its sentences begin alike."
+        )
+    unknown = encoder.tokenizer.unknown_share(measured)
+    if unknown > MANY_UNKNOWN and distributed.is_main():
+        logger.warning(unknown_words(unknown))
     embeddings = embed_rows_together(encoder, measured)
     require_finite(embeddings.cpu().numpy(), lambda row: encoder.tokenizer.text(measured[row]))
     return Before(embeddings, diagnose(embeddings))
@@ -243,7 +258,7 @@ def _resumed_trainer(run: Path, checkpoint: Path, changes: Mapping[str, Any]) ->
     trainer.restore(checkpoint, state)
     _announce(trainer)
     if distributed.is_main():
-        drop_metrics_after(run, state.step)
+        drop_metrics_after(run, state.step or -1)  # step 0 is measured again
         write_text(run / CONFIG, config_yaml(config))
     logger.info(f"Continuing from {checkpoint}, step {state.step} of {trainer.total}.")
     if trainer.total > total_steps(state.config(), trainer.batches):

@@ -13,9 +13,11 @@ from simcse_train import load_encoder, resume, train
 from simcse_train.config import make_config
 from simcse_train.config_file import read_settings
 from simcse_train.encoders import probing
+from simcse_train.encoders.head import projection_head
 from simcse_train.encoders.saving import save_encoder
 from simcse_train.errors import Stopped
-from simcse_train.runs.start import load_start
+from simcse_train.runs.folder import LOCK
+from simcse_train.runs.start import keep_start, load_start
 from tests.training.test_loop import bits, interrupted_at, settings
 
 
@@ -48,6 +50,19 @@ def test_a_run_trains_the_encoder_that_it_is_given(
     assert torch.equal(start.weight, given)
 
 
+def test_of_a_training_before_a_given_encoder_keeps_neither_head_nor_gradients(
+    tiny: Path, text: Path, tmp_path: Path
+) -> None:
+    used = load_encoder(tiny, pooling="cls")
+    used.head = projection_head(used.hidden_size, seed=0, initializer_range=0.02)
+    for parameter in used.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    found = train(settings(text, tiny, tmp_path / "used", max_steps=2, projection="off", pooling="cls"), used)
+    fresh = train(settings(text, tiny, tmp_path / "fresh", max_steps=2, projection="off", pooling="cls"))
+    assert bits(found.folder / "encoder") == bits(fresh.folder / "encoder")
+    assert not list(found.folder.glob("checkpoints/*/head.safetensors"))
+
+
 def test_a_given_encoder_is_trained_again_after_a_kill_before_the_first_checkpoint(
     tiny: Path, text: Path, tmp_path: Path
 ) -> None:
@@ -72,7 +87,8 @@ train(make_config({settings(text, tiny, killed, max_steps=2).model_dump()!r}), l
     whole = train(settings(text, tiny, tmp_path / "whole", max_steps=2), load_encoder(tmp_path / "changed")).folder
     assert bits(resumed / "encoder") == bits(whole / "encoder")
     # The copy that a run leaves when it is killed before its settings are written is not the start of another run.
-    save_encoder(given, tmp_path / "again" / "start")
+    keep_start(tmp_path / "again", given)
+    (tmp_path / "again" / LOCK).touch()
     again, new = (train(settings(text, tiny, tmp_path / name, max_steps=2)).folder for name in ("again", "new"))
     assert bits(again / "encoder") == bits(new / "encoder")
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,11 @@ from typing import Any
 import pytest
 
 from simcse_train.encoders.loading import load_encoder
+from simcse_train.errors import Stopped
 from simcse_train.evaluation.diagnosis import diagnose
+from simcse_train.evaluation.sts import similarity_score
 from simcse_train.runs.checkpoint import load_state
-from simcse_train.runs.folder import checkpoints
+from simcse_train.runs.folder import checkpoint_path, checkpoints
 from simcse_train.runs.metrics import read_metrics
 from simcse_train.search.embeddings import embed_rows
 from simcse_train.training import loop as loop_module
@@ -159,3 +162,59 @@ def test_step_0_has_the_measures_by_which_the_objective_is_chosen(
         assert before[measure] == pytest.approx(getattr(expected, measure), abs=1e-6)
     assert after["step"] == 2
     assert after["uniformity"] != before["uniformity"]
+
+
+PAIRS = "a man\tthe man\t5\na cat\tguitar\t0\na dog\tthe dog runs\t3\n"
+
+
+def test_a_run_stopped_while_it_was_measured_before_training_counts_that_evaluation_once(
+    text: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pairs.tsv").write_text(PAIRS)
+    changes = {"max_steps": 3, "eval": str(tmp_path / "pairs.tsv"), "eval_every": 1, "patience": 2}
+
+    def stopping(*arguments: Any) -> Any:
+        signal.raise_signal(signal.SIGTERM)
+        return similarity_score(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(monitor_module, "similarity_score", stopping)
+        with pytest.raises(Stopped):
+            train(settings(text, tiny, tmp_path / "stopped", **changes))
+    assert [path.name for path in checkpoints(tmp_path / "stopped")] == ["step-00000000"]
+    whole = train(settings(text, tiny, tmp_path / "whole", **changes)).folder
+    resumed = resume(tmp_path / "stopped").folder
+    assert [line["step"] for line in read_metrics(resumed)] == [line["step"] for line in read_metrics(whole)]
+    assert (
+        load_state(checkpoints(resumed)[-1]).without_improvement
+        == load_state(checkpoints(whole)[-1]).without_improvement
+    )
+
+
+def test_a_run_that_ends_by_patience_leaves_no_checkpoint_of_an_abandoned_one(
+    text: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pairs.tsv").write_text(PAIRS)
+    changes = {"max_steps": 8, "save_every": 2, "keep": 9, "eval": str(tmp_path / "pairs.tsv"), "eval_every": 2}
+    falling = iter(range(100, 0, -1))
+    monkeypatch.setattr(monitor_module, "similarity_score", lambda *_: float(next(falling)))
+    run = train(settings(text, tiny, tmp_path / "run", patience=4, **changes)).folder
+    resumed = resume(checkpoint_path(run, 2), {"max_steps": 80, "save_every": 100})
+    assert [path.name for path in checkpoints(run)] == ["step-00000002", "step-00000008"]
+    assert load_state(checkpoint_path(run, 8)).steps == 80
+    assert resumed.folder == run
+
+
+def test_a_best_step_that_is_gone_is_said_and_another_one_taken(
+    text: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "pairs.tsv").write_text(PAIRS)
+    scores = iter([1.0, 9.0, 2.0, 3.0, 4.0, 5.0])
+    monkeypatch.setattr(monitor_module, "similarity_score", lambda *_: next(scores))
+    changes = {"max_steps": 3, "save_every": 1, "keep": 9, "eval": str(tmp_path / "pairs.tsv"), "eval_every": 1}
+    run = train(settings(text, tiny, tmp_path / "run", **changes)).folder
+    assert load_state(checkpoint_path(run, 3)).best_step == 1
+    shutil.rmtree(checkpoint_path(run, 1))
+    resume(run, {"max_steps": 5})
+    assert "The best checkpoint" in caplog.text
+    assert load_state(checkpoint_path(run, 5)).best_step == 5
