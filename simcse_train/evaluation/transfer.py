@@ -3,8 +3,8 @@
 The tasks and the protocol of Gao, Yao & Chen 2021, appendix E: MR, CR, SUBJ and MPQA by ten-fold cross-validation, the
 strength of the regularisation chosen by another ten folds inside each; SST2 by its own split; TREC and MRPC by ten
 folds of the training part, then the test part. This is SentEval's scikit-learn form (`usepytorch=False`) with its
-folds, seed and strengths; its other form fits the same regression by Adam with early stopping. Embeddings are not
-normalised, as there.
+folds, seed, strengths and order of examples; its other form fits the same regression by Adam with early stopping.
+Embeddings are not normalised, as there.
 """
 
 from __future__ import annotations
@@ -77,6 +77,7 @@ def evaluate_transfer(encoder: Encoder, data: Path, *, show_progress: bool = Fal
                 raise InputError(f"{data / name} holds {len(part)} examples; {task} needs {FOLDS}, of two classes.")
         if task in CLASS_FILES:
             parts = [[example for part in parts for example in part]]
+        parts = [sorted(part, key=_place) for part in parts]
         accuracy = score_task([_embed(encoder, part) for part in parts])
         results.append(Result(task, accuracy, sum(map(len, parts))))
     if all(result.accuracy is not None for result in results):
@@ -113,6 +114,12 @@ def _regression(**settings: float) -> Any:
     return LogisticRegression(random_state=SEED, max_iter=1000, **settings)
 
 
+def _place(example: tuple[tuple[str, ...], str]) -> tuple[object, ...]:
+    """Return by what SentEval sorts examples, on which their folds depend: numbers of words, then the class."""
+    texts, label = example
+    return *(len(text.split()) for text in texts), label
+
+
 def _embed(encoder: Encoder, examples: Sequence[tuple[tuple[str, ...], str]]) -> Part:
     """Return the features of examples: the embedding u of a sentence, or [|u - v|, u * v] of a pair (SentEval)."""
     sides = []
@@ -127,7 +134,7 @@ def _embed(encoder: Encoder, examples: Sequence[tuple[tuple[str, ...], str]]) ->
 def _read(task: str, path: Path, number: int) -> list[tuple[tuple[str, ...], str]]:
     """Return the texts and class of each line of a task's file; `number` is that of the file among the task's own."""
     read: Callable[[str], tuple[tuple[str, ...], str]] = {"SST2": _sst, "TREC": _trec, "MRPC": _mrpc}.get(
-        task, lambda line: ((line,), str(number))
+        task, lambda line: ((line,), str(1 - number))
     )
     # SentEval reads these two as UTF-8 and the others, some of which are not, as Latin-1.
     encoding = "utf-8" if task in ("SST2", "MRPC") else "latin-1"
