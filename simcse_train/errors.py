@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from simcse_train.launcher import command
+from simcse_train.launcher import resuming
 
 
 class InputError(Exception):
@@ -31,7 +31,7 @@ class Stopped(Exception):
     """A signal stopped the run after its state was saved (exit status 128 plus the signal's number)."""
 
     def __init__(self, signal_number: int, run: Path) -> None:
-        super().__init__(f"Stopped. To continue: {command()} --resume {run}")
+        super().__init__(f"Stopped. To continue: {resuming(run)}")
         self.signal_number = signal_number
 
 

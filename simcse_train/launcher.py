@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shlex
 from datetime import datetime
+from pathlib import Path
 
 
 def rank() -> int:
@@ -43,6 +45,11 @@ def command() -> str:
     machines = processes() // local_processes()
     several = f"--nnodes {machines} RENDEZVOUS " if machines > 1 else ""
     return f"torchrun {several}--nproc-per-node {local_processes()} -m simcse_train"
+
+
+def resuming(run: Path) -> str:
+    """Return the command that continues a run."""
+    return f"{command()} --resume {shlex.quote(str(run))}"
 
 
 def started_at() -> datetime:

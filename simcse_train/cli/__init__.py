@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import inspect
 import io
+import itertools
 import logging
 import os
 import signal
@@ -91,16 +92,27 @@ def train_command(
             from simcse_train.training.start import train
 
             run = train(validated)
-        from simcse_train.report.page import report_at_end
+        if launcher.rank() == 0:
+            from simcse_train.report.page import report_at_end
 
-        report_at_end(run.folder, run.seen)
+            report_at_end(run.folder, run.seen)
     except KeyboardInterrupt as error:  # typer would turn it into a silent 130, whatever the signal
         number = getattr(error, "signal_number", signal.SIGINT)
-        _exit(
-            "Stopped at once. If a checkpoint was saved before, this continues from it: "
-            f"{launcher.command()} --resume RUN",
-            SIGNALLED + number,
+        output = {**from_file, **given}.get("output")
+        _exit(_stopped_at_once(resume or (Path(output) if output else None)), SIGNALLED + number)
+
+
+def _stopped_at_once(run: Path | None) -> str:
+    """Return what to do after an interrupt that did not wait for the end of a step; `run` is the folder that is known.
+
+    Before training begins, nothing is left of a new run.
+    """
+    if run is None:
+        return (
+            "Stopped at once. Start the run again; had training begun, --resume continues the newest folder in runs/."
         )
+    exists = run.expanduser().exists()
+    return f"Stopped at once. {f'To continue: {launcher.resuming(run)}' if exists else 'Start the run again.'}"
 
 
 def _option_for(name: str, field: FieldInfo) -> inspect.Parameter:
@@ -161,8 +173,13 @@ def main() -> NoReturn:
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")  # queries and answers; a text to train on is read as bytes
     try:
-        for argument in sys.argv[1:]:
+        for before, argument in itertools.pairwise(sys.argv):
             require_utf8(argument)
+            if not argument:
+                raise InputError(
+                    f"{before} is followed by an empty argument, as of a shell variable that is not set. Write its "
+                    "value, or leave it out."
+                )
         sys.exit(app(standalone_mode=False) or DONE)
     except (typer.Abort, KeyboardInterrupt):
         _exit("Stopped.", SIGNALLED + signal.SIGINT)

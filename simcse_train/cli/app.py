@@ -30,7 +30,7 @@ PoolingOption = Annotated[
     str,
     typer.Option(
         metavar="WAY",
-        help="auto, cls or mean; auto: as the model's files say, else cls, or mean without a first token.",
+        help="auto, cls, mean or last; auto: as the model's files say, else cls, or mean without a first token.",
     ),
 ]
 

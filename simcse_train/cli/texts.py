@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from simcse_train.cli.app import EncodingOption, PoolingOption, TextColumnOption, app, import_quietly, require_text
-from simcse_train.config import STARTER, TrainConfig
+from simcse_train.config import STARTER, TrainConfig, make_config
 
 _DEFAULTS = {name: field.default for name, field in TrainConfig.model_fields.items()}
 
@@ -28,6 +28,7 @@ def inspect_command(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
     """Look at a text and an encoder before training: lengths, similar sentences, settings that fit."""
+    make_config({"data": data, "max_length": max_length, "batch_size": batch_size, "pooling": pooling})  # the limits
     require_text(data)
     import_quietly()
     from simcse_train.report.inspect import as_text, inspect_text

@@ -58,7 +58,7 @@ def encoding_of(sample: bytes, complete: bool, source: Source) -> str:
         if (wide := _wide(sample, is_utf8)) is not None:
             return wide
         line = sample.count(b"\n", 0, sample.index(b"\0")) + 1
-        raise source.error("holds a NUL byte: this is a binary file, not text. Give a text file.", line)
+        raise source.error("holds a NUL byte, as binary files do. Give a text file, or remove the byte.", line)
     if JAPANESE_SHIFT in sample and sample.isascii():
         return _shifted(sample)
     if is_utf8 or _is_damaged_utf8(sample):

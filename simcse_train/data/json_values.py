@@ -44,10 +44,12 @@ class JsonCursor:
             ) from None
         if "\0" in more:
             number = self.line + self._text.count("\n", self._place) + more.count("\n", 0, more.index("\0"))
-            raise self._source.error("holds a NUL byte: this is a binary file, not text. Give a text file.", number)
+            raise self._source.error(
+                "holds a NUL byte, as binary files do. Give a text file, or remove the byte.", number
+            )
         self._text = self._text[self._place :] + more
         self._place = 0
-        return bool(block)
+        return bool(block) or bool(more)  # the last bytes may have waited for the rest of a character
 
     def peek(self) -> str:
         """Return the next character that is not a space; nothing at the end."""

@@ -89,7 +89,7 @@ def read_lines(stream: Iterable[bytes], source: Source, first: int = 1) -> Itera
                 continue
             line = line.removeprefix(codecs.BOM_UTF8)
         if b"\0" in line:
-            raise source.error("holds a NUL byte: this is a binary file, not text. Give a text file.", number)
+            raise source.error("holds a NUL byte, as binary files do. Give a text file, or remove the byte.", number)
         try:
             yield number, line.decode("utf-8")
         except UnicodeDecodeError as error:

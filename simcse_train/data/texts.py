@@ -53,6 +53,8 @@ def read_labelled_texts(raw: BinaryIO, source: Source) -> Iterator[tuple[str, st
             label = column_named(found, named_label)
             if label is None:
                 raise source.error(f"has no column {named_label!r}. {found.listed}: name one with --label-column.")
+            if source.text_column is not None and column_named(found, source.text_column) == label:
+                raise source.error(f"has the labels in the column {named_label!r}, which --text-column names, too.")
             text = _choose(found, without=label)
             for number, (value, kind) in found.select([text, label]):
                 if not isinstance(value, str | None):

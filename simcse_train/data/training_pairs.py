@@ -52,6 +52,8 @@ def open_training_pairs(
     for pair, record in enumerate(records):
         rows[pair, : len(record)] = [numbers.setdefault(sentence, len(numbers)) for sentence in record]
     sentences = list(numbers)
+    if len(sentences) < 2:
+        raise InputError(f"--pairs {path} holds the same sentence everywhere; at least two different ones are needed.")
     tokens = tokenizer.tokenize(sentences, max_length)
     return TrainingPairs(rows, SentenceList(sentences, tokens), _digest(records))
 

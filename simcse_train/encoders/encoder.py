@@ -7,7 +7,8 @@ decides.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -165,21 +166,29 @@ class Encoder(nn.Module):
                 raise InputError(
                     f"encode takes texts, and entry {number} of the list is {sentence!r:.80}. Leave it out."
                 )
-        training = self.training
-        self.eval()
         out = np.zeros((len(sentences), self.hidden_size), dtype=np.float32)
         rows = self.tokenizer.tokenize_rows(sentences, self.max_length)
         # Sentences of like length share a batch, so that a padded batch has little padding.
         order = np.argsort(-rows.lengths, kind="stable")[: np.count_nonzero(rows.lengths)]
-        with tqdm(total=len(order), desc="encode", unit="sentence", disable=not show_progress) as bar:
+        bar = tqdm(total=len(order), desc="encode", unit="sentence", disable=not show_progress)
+        with bar, self._without_dropout():
             while len(order):
                 fit = BATCH_TOKENS // int(rows.lengths[order[0]])  # the longest that is left
                 chosen, order = np.split(order, [max(1, min(batch_size, fit))])
                 embeddings = self.embed(*pack_rows(rows.take(chosen), self.device))
                 out[chosen] = (normalize(embeddings) if normalized else embeddings).cpu().numpy()
                 bar.update(len(chosen))
-        self.train(training)
         return out
+
+    @contextmanager
+    def _without_dropout(self) -> Iterator[None]:
+        """Compute in evaluation mode for as long as the block lasts, however it ends."""
+        training = self.training
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train(training)
 
 
 def dropout_settings(config: PretrainedConfig) -> dict[str, float]:

@@ -13,8 +13,6 @@ from simcse_train.encoders.encoder import Encoder
 from simcse_train.evaluation.geometry import embed_views
 from simcse_train.search.embeddings import embed_rows
 
-TEMPERATURES = (0.02, 0.05, 0.1, 0.2, 0.5)
-
 
 class SimilarPair(NamedTuple):
     """Two different sentences of one batch, by their numbers, and the cosine that training would push down."""
@@ -60,13 +58,13 @@ def gradient_shares(negatives: Tensor, temperature: float) -> GradientShares:
 def most_similar_pairs(embeddings: Tensor, batch_size: int, count: int) -> list[SimilarPair]:
     """Return the most similar pairs of different sentences that share a batch; shapes as in `negative_cosines`."""
     size = min(batch_size, len(embeddings))
+    first, second = torch.triu_indices(size, size, offset=1)
     found: list[SimilarPair] = []
     for start in range(0, len(embeddings) // size * size, size):
         batch = embeddings[start : start + size]
-        cosines = (batch @ batch.T).triu(diagonal=1)
-        values, places = cosines.flatten().topk(min(count, size * (size - 1) // 2))
-        pairs = zip(places.tolist(), values.tolist(), strict=True)
-        found += [SimilarPair(start + place // size, start + place % size, value) for place, value in pairs]
+        values, places = (batch @ batch.T)[first, second].topk(min(count, len(first)))
+        pairs = zip(first[places].tolist(), second[places].tolist(), values.tolist(), strict=True)
+        found += [SimilarPair(start + one, start + other, cosine) for one, other, cosine in pairs]
     return sorted(found, key=lambda pair: -pair.cosine)[:count]
 
 

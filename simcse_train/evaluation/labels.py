@@ -120,7 +120,7 @@ def read_labelled(
         label_column=label_column,
         fallback_encoding=fallback_encoding,
     )
-    with open_file(file) as raw:
+    with open_file(file, option) as raw:
         records = [
             (text.strip(), label.strip())
             for text, label in read_labelled_texts(raw, source)

@@ -26,6 +26,7 @@ from simcse_train.encoders.head import projection_head
 from simcse_train.encoders.loading import load_encoder
 from simcse_train.encoders.saving import save_encoder
 from simcse_train.errors import InputError, SaveError
+from simcse_train.launcher import resuming
 from simcse_train.runs.atomic import PARTIAL, write_folder
 from simcse_train.runs.folder import CHECKPOINTS, CONFIG, ENCODER, checkpoint_path, checkpoints, run_of
 from simcse_train.runs.manifest import MANIFEST, damage, write_manifest
@@ -135,9 +136,7 @@ def find_checkpoint(path: Path) -> tuple[Path, list[str]]:
             f"{path / ENCODER}."
         )
     if (path / CONFIG).exists():
-        raise InputError(
-            f"{path} was stopped before its first checkpoint. Start it again: simcse-train --resume {path}"
-        )
+        raise InputError(f"{path} was stopped before its first checkpoint. Start it again: {resuming(path)}")
     raise InputError(
         f"{path} is not a run: it has no checkpoints folder. Give the folder that simcse-train wrote, such as "
         "runs/NAME."

@@ -6,6 +6,7 @@ Several processes each read the whole text and encode their share of every chunk
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import json
 import sys
@@ -26,7 +27,7 @@ from simcse_train.data.source import named
 from simcse_train.data.texts import read_texts
 from simcse_train.encoders.acceptance import use_flash, use_kernels
 from simcse_train.encoders.encoder import Encoder
-from simcse_train.errors import InputError
+from simcse_train.errors import InputError, SaveError
 from simcse_train.runs.atomic import PARTIAL
 from simcse_train.search.embeddings import encode_together, require_finite
 
@@ -51,7 +52,7 @@ def encode_file(
     The ending of `target` decides the format: .npy, .safetensors (one tensor, `embeddings`) or .parquet (the columns
     `text` and `embedding`). An empty record gives a row too, so that row numbers equal record numbers. The file is
     written completely or not at all. `precision` is that of the products, fp32 or bf16. Raises `InputError` if the
-    input cannot be read or the output cannot be written.
+    input cannot be read or the output is no place to write to, `SaveError` if writing fails.
 
     Under `torchrun` or `accelerate launch` all processes call it, and the main process writes.
     """
@@ -83,7 +84,9 @@ def encode_file(
                     count = WRITERS[target.suffix](stream, rows, encoder.hidden_size)
                 partial.replace(target)
             except OSError as error:
-                raise InputError(f"OUTPUT {target} can't be written: {error.strerror}. Choose another place.") from None
+                message = f"OUTPUT {target} can't be written: {error.strerror}. Choose another place."
+                is_place_wrong = error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EROFS)
+                raise (InputError if is_place_wrong else SaveError)(message) from None
     finally:
         if distributed.is_main():
             with contextlib.suppress(OSError):

@@ -14,9 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from simcse_train.config import make_config
+from simcse_train.errors import InputError
 from simcse_train.runs.folder import checkpoints
 from simcse_train.training.start import train
 from tests.cli.test_commands import refused, run
+from tests.training.test_loop import settings
 
 
 @pytest.fixture(scope="module")
@@ -153,3 +155,42 @@ def test_no_command_replaces_a_file_that_it_uses(
         expected = f"{target.format(tmp_path)} would replace {read.format(tmp_path)}, which this command uses too"
         assert expected in said, arguments
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--data", ""),
+        ("--data", "x.txt", "--pairs", ""),
+        ("search", "starter", ""),
+        ("export", "run", ""),
+        ("report", ""),
+    ],
+)
+def test_an_empty_argument_is_named_by_what_stands_before_it(arguments: tuple[str, ...]) -> None:
+    command = [sys.executable, "-m", "simcse_train", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"{arguments[-2] if len(arguments) > 1 else ''} is followed by an empty argument")
+
+
+@pytest.mark.parametrize(("option", "value"), [("--batch-size", "1"), ("--max-length", "0")])
+def test_inspect_has_the_limits_of_a_training(
+    capsys: pytest.CaptureFixture[str], text: Path, option: str, value: str
+) -> None:
+    assert f"{option} {value}" in refused(capsys, "inspect", "--data", text, option, value)
+
+
+def test_words_that_the_tokenizer_does_not_know_are_said(
+    caplog: pytest.LogCaptureFixture, tiny: Path, tmp_path: Path
+) -> None:
+    known = [f"{word} {other}" for word in ("a man", "the cat", "red dog") for other in ("runs", "plays", "sings")]
+    lines = [f"{line} \u4e00{chr(0x4E00 + number)} \u96e8 \u98ce" for number, line in enumerate(known * 4)]
+    (tmp_path / "x.txt").write_text("\n".join(lines), encoding="utf-8")
+    with caplog.at_level("INFO"):
+        train(settings(tmp_path / "x.txt", tiny, tmp_path / "run", max_steps=1))
+    assert "of the tokens are unknown to the tokenizer" in caplog.text
+    (tmp_path / "y.txt").write_text("\n".join(f"\u96e8 \u98ce {chr(0x4E00 + n)}" for n in range(30)), encoding="utf-8")
+    with pytest.raises(InputError, match="All sentences become the same tokens"):
+        train(settings(tmp_path / "y.txt", tiny, tmp_path / "other", max_steps=1))
+    assert not (tmp_path / "other").exists()

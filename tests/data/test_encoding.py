@@ -121,7 +121,7 @@ def test_wide_encodings_are_told_without_a_byte_order_mark(lines: list[str], enc
 )
 def test_a_nul_byte_is_named_before_anything_else_that_is_wrong(content: bytes) -> None:
     line = content[: content.index(b"\0")].count(b"\n") + 1
-    with pytest.raises(InputError, match=f"line {line} holds a NUL byte: this is a binary file"):
+    with pytest.raises(InputError, match=f"line {line} holds a NUL byte, as binary files do"):
         read("x.txt", content)
 
 

@@ -44,6 +44,7 @@ def test_pairs_are_read_by_the_names_of_the_columns_or_by_their_order(tmp_path: 
         ("p.jsonl", '{"anchor": "a", "positive": "b"}\n3\n', "line 2 is JSON but no object"),
         ("p.jsonl", '{"anchor": "a", "positive": 3}\n', "line 1: 'positive' is not text"),
         ("p.csv", "", "is empty.*anchor and positive"),
+        ("p.csv", "anchor,positive\na man,a man\na man,a man\n", "holds the same sentence everywhere"),
     ],
 )
 def test_a_file_without_pairs_is_refused_with_the_line(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from simcse_train import distributed
 from simcse_train.encoders.compiled.build import CannotCompile
 from simcse_train.encoders.compiled.library import library
 from simcse_train.encoders.loading import load_encoder
-from simcse_train.errors import InputError
+from simcse_train.errors import InputError, SaveError
 from simcse_train.search import encode
 from simcse_train.search.encode import encode_file
 from tests.launch import run
@@ -108,3 +109,15 @@ def test_a_long_text_is_encoded_by_kernels_that_change_no_more_than_rounding(
     assert not encoder.stack_encodes
     tolerance = 1e-5 if precision == "fp32" else 0.03
     np.testing.assert_allclose(np.load(tmp_path / "rows.npy"), encoder.encode(SENTENCES), atol=tolerance)
+
+
+def test_a_full_disk_is_a_failure_and_no_wrong_input(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_text("a cat\n" * 100)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(SaveError, match="OUTPUT .* can't be written: File too large"):
+            encode_file(load_encoder(tiny), str(tmp_path / "in.txt"), tmp_path / "rows.npy")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.txt"]
