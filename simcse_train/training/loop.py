@@ -220,11 +220,6 @@ class Trainer:
 
     def restore(self, checkpoint: Path, state: State) -> None:
         """Continue from the state of a checkpoint; raises `InputError` if it does not fit the settings."""
-        if state.step > self.total:
-            raise InputError(
-                f"{checkpoint} is at step {state.step}, beyond the {self.total} asked for. --max-steps can only be "
-                "raised."
-            )
         if self.total < state.steps:
             raise InputError(
                 f"The run was begun with {state.steps:,} steps, and its learning rate follows from them: their number "

@@ -70,11 +70,9 @@ def test_a_run_learns_and_leaves_what_the_contract_says(text: Path, tiny: Path, 
         "step",
         "alignment",
         "uniformity",
-        "neighbours_kept",
-        "neighbour_contrast",
         "cluster_agreement",
         "hardest_negative",  # of the text, so only before training
-    }
+    }  # without neighbours: too few sentences are held out
     steps = [line for line in lines if "loss" in line]
     assert [line["step"] for line in steps] == list(range(1, 29))  # 108 sentences, 12 held out: 14 steps an epoch
     assert steps[-1]["loss"] < steps[0]["loss"]
