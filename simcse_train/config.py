@@ -127,7 +127,7 @@ class TrainConfig(BaseModel):
     start_temperature: Positive | None = _setting(
         OBJECTIVE, "Divides the cosines before training.", "X", of={"relational": 0.1, "soft": 0.04}
     )
-    neighbours: Annotated[int, Field(ge=0)] | None = _setting(
+    neighbours: Annotated[int, Field(ge=0, le=100)] | None = _setting(
         OBJECTIVE, "Nearest neighbours of a sentence to use.", "K", of={"relational": 5, "soft": 0, "neighbours": 5}
     )
     tau_plus: Unit | None = _setting(

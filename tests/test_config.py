@@ -46,6 +46,7 @@ def test_every_config_of_the_repository_is_valid(path: Path) -> None:
         ({"epochs": "many"}, "--epochs many: .*integer"),
         ({"mask_similar": 1}, "--mask-similar 1: .*less than 1"),
         ({"start_weight": 0, "objective": "soft"}, "--start-weight 0: .*greater than 0"),
+        ({"neighbours": 101, "objective": "soft"}, "--neighbours 101: .*less than or equal to 100"),
     ],
 )
 def test_a_setting_out_of_range_is_named_with_what_is_allowed(settings: dict[str, object], message: str) -> None:

@@ -55,6 +55,7 @@ def write_text(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
         flush(partial)
         partial.replace(path)
+        flush(path.parent)
     except OSError as error:
         raise SaveError(f"{path} can't be written: {error.strerror}. What was saved before is intact.") from None
     finally:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -216,16 +217,16 @@ def load_optimizer(checkpoint: Path, encoder: nn.Module, optimizer: Optimizer) -
         optimizer.state[parameter][field] = value.to(parameter.device)
 
 
-def prune(run: Path, keep: int, step: int, best_step: int | None) -> None:
+def prune(run: Path, keep: int, step: int, best_step: int | None, abandoned: Sequence[Path] = ()) -> None:
     """Delete what is no longer kept after the checkpoint of `step` was saved; the best checkpoint always stays.
 
-    Of the checkpoints up to `step`, the newest `keep` stay. Checkpoints after the resumed step belong to the abandoned
-    run and are deleted. Raises `SaveError` if one cannot be deleted.
+    Of the checkpoints up to `step`, the newest `keep` stay. Later ones, and those that are `abandoned` since the run
+    was resumed before them, are deleted. Raises `SaveError` if one cannot be deleted.
     """
     newest = checkpoint_path(run, step)
     spared = {newest} if best_step is None else {newest, checkpoint_path(run, best_step)}
-    later = [path for path in checkpoints(run) if path.name > newest.name]
-    earlier = [path for path in checkpoints(run) if path.name <= newest.name]
+    later = [path for path in checkpoints(run) if path.name > newest.name or (path in abandoned and path != newest)]
+    earlier = [path for path in checkpoints(run) if path not in later]
     for path in [*reversed(later), *earlier[:-keep]]:
         if path in spared:
             continue

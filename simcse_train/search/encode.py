@@ -28,7 +28,7 @@ from simcse_train.data.texts import read_texts
 from simcse_train.encoders.acceptance import use_flash, use_kernels
 from simcse_train.encoders.encoder import Encoder
 from simcse_train.errors import InputError, SaveError
-from simcse_train.runs.atomic import PARTIAL
+from simcse_train.runs.atomic import PARTIAL, flush
 from simcse_train.search.embeddings import encode_together, require_finite
 
 BATCH = 256  # sentences at once
@@ -82,6 +82,7 @@ def encode_file(
             try:
                 with partial.open("wb") as stream:
                     count = WRITERS[target.suffix](stream, rows, encoder.hidden_size)
+                flush(partial)
                 partial.replace(target)
             except OSError as error:
                 message = f"OUTPUT {target} can't be written: {error.strerror}. Choose another place."

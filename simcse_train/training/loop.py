@@ -33,8 +33,9 @@ from simcse_train.objectives.infonce import InfoNCE
 from simcse_train.objectives.registry import make_objective
 from simcse_train.randomness import seeded
 from simcse_train.report.summary import Seen
+from simcse_train.runs.atomic import flush
 from simcse_train.runs.checkpoint import State, load_objective_state, load_optimizer, prune, save_checkpoint
-from simcse_train.runs.folder import checkpoint_path, last_saved
+from simcse_train.runs.folder import METRICS, checkpoint_path, checkpoints, last_saved
 from simcse_train.runs.manifest import damage
 from simcse_train.runs.start import load_start
 from simcse_train.training.compiled_optimizer import CompiledAdamW
@@ -93,6 +94,7 @@ class Trainer:
         self._saved_at = time.monotonic()
         # On a GPU a step that is not finite is found one step later, so that the CPU can prepare the next meanwhile.
         self.reads_late = self.accelerator.device.type == "cuda"
+        self.abandoned: list[Path] = []  # checkpoints after the one from which the run goes on
         self._last: tuple[Readback, Batch] | None = None  # of the last step taken
 
     def fit(self, stop: StopRequests) -> None:
@@ -181,11 +183,14 @@ class Trainer:
         self._require_finite()
         if not distributed.is_main():
             return
+        if (self.run / METRICS).exists():  # of which a resumed run needs the lines up to this step
+            flush(self.run / METRICS)
         save_checkpoint(
             self.run, self.state(), self.encoder, self.adamw, self.objective.state() | self.teachers.state()
         )
         best = self.monitor.best
-        prune(self.run, self.config.keep, self.step, best.step if best else None)
+        prune(self.run, self.config.keep, self.step, best.step if best else None, self.abandoned)
+        self.abandoned = []
         self._saved_at = time.monotonic()
 
     def state(self) -> State:
@@ -232,6 +237,7 @@ class Trainer:
         if state.scaler is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state.scaler)
         self.step = state.step
+        self.abandoned = [path for path in checkpoints(self.run) if path.name > checkpoint.name]
         if distributed.is_main():
             self.monitor.restore(*self._best(state), self._start())
 

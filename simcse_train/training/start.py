@@ -26,7 +26,6 @@ from simcse_train.runs.checkpoint import find_checkpoint, load_checkpoint_encode
 from simcse_train.runs.folder import (
     CONFIG,
     METRICS,
-    checkpoints,
     never_saved,
     new_run_folder,
     only_writer,
@@ -275,9 +274,9 @@ def _resumed_trainer(run: Path, checkpoint: Path, changes: Mapping[str, Any]) ->
             f"The checkpoint was saved by {'; '.join(differ)}: the result may differ in its last bits from that of an "
             "uninterrupted run."
         )
-    later = [path for path in checkpoints(run) if path.name > checkpoint.name]
-    if later:
-        logger.warning(f"Checkpoints after it, up to {later[-1].name}, will be deleted when the next one is saved.")
+    if trainer.abandoned:
+        latest = trainer.abandoned[-1].name
+        logger.warning(f"Checkpoints after it, up to {latest}, will be deleted when the next one is saved.")
     return trainer
 
 
