@@ -206,8 +206,8 @@ def _look(encoder: Encoder, measured: Sequence[Sequence[int]]) -> Before:
     """
     if len(measured) > 1 and len(set(map(tuple, measured))) == 1:
         raise InputError(
-            f"All sentences become the same tokens, those of {encoder.tokenizer.text(measured[0])[:80]!r}: there is "
-            "nothing to tell apart. Choose a --model whose tokenizer knows the language of this text, or a higher "
+            f"All sentences become the same tokens, {encoder.tokenizer.pretrained.decode(measured[0])[:80]!r}: there "
+            "is nothing to tell apart. Choose a --model whose tokenizer knows the language of this text, or a higher "
             "--max-length if its sentences begin alike."
         )
     unknown = encoder.tokenizer.unknown_share(measured)
