@@ -104,6 +104,16 @@ class Batches:
             return self.pairs.sentences.tokens(np.linspace(0, count - 1, min(HELD_OUT, count), dtype=np.int64))
         return self.text.tokens(self.held_out if len(self.held_out) else np.arange(len(self.text)))
 
+    def sample(self) -> list[list[int]]:
+        """Return the token ids of sentences of the whole text, evenly spaced, by which encoder and text are judged.
+
+        Before training those that are trained on say as much as those held out, of which a short text has few.
+        """
+        if self.text is None:
+            return self.measured()
+        count = len(self.text)
+        return self.text.tokens(np.linspace(0, count - 1, min(HELD_OUT, count), dtype=np.int64))
+
     def tokens(self, numbers: NDArray[np.int64]) -> list[list[int]]:
         """Return the token ids of sentences of the text or the pairs."""
         of_text, of_pairs = self._split(numbers)

@@ -13,10 +13,11 @@ from tqdm.auto import tqdm
 
 from simcse_train import distributed
 from simcse_train.config import TrainConfig
+from simcse_train.data.batches import Batches
 from simcse_train.data.pairs import Pair
 from simcse_train.encoders.encoder import Encoder
-from simcse_train.errors import TrainingError
-from simcse_train.evaluation.diagnosis import Diagnosis, diagnose
+from simcse_train.errors import InputError, TrainingError
+from simcse_train.evaluation.diagnosis import MANY_UNKNOWN, Diagnosis, diagnose, unknown_words
 from simcse_train.evaluation.geometry import (
     FEWEST,
     Space,
@@ -32,7 +33,7 @@ from simcse_train.evaluation.sts import similarity_score
 from simcse_train.report.verdict import Outcome, describe, judge
 from simcse_train.runs.folder import last_saved
 from simcse_train.runs.metrics import log_metrics, read_metrics
-from simcse_train.search.embeddings import embed_rows
+from simcse_train.search.embeddings import embed_rows, embed_rows_together, require_finite
 from simcse_train.training.readback import Readback
 
 logger = logging.getLogger(__name__)
@@ -56,7 +57,33 @@ class Before:
     """What a new run knows of the encoder before the first step."""
 
     embeddings: Tensor  # (sentences, hidden) of what is measured
-    diagnosis: Diagnosis
+    cluster_agreement: float  # of these
+    diagnosis: Diagnosis  # of a sample of the text
+
+
+def look_before(encoder: Encoder, batches: Batches) -> Before:
+    """Return what is known before training of the sentences that are measured, and of a sample of all.
+
+    Raises `InputError` if all are the same tokens, or an embedding is not finite. Warns of unknown words.
+    """
+    measured, sample = batches.measured(), batches.sample()
+    if len(sample) > 1 and len(set(map(tuple, sample))) == 1:
+        raise InputError(
+            f"All sentences become the same tokens, {encoder.tokenizer.pretrained.decode(sample[0])[:80]!r}: there "
+            "is nothing to tell apart. Choose a --model whose tokenizer knows the language of this text, or a higher "
+            "--max-length if its sentences begin alike."
+        )
+    unknown = encoder.tokenizer.unknown_share(sample)
+    if unknown > MANY_UNKNOWN and distributed.is_main():
+        logger.warning(unknown_words(unknown))
+    of_sample = embed_rows_together(encoder, sample)
+    require_finite(of_sample.cpu().numpy(), lambda row: encoder.tokenizer.text(sample[row]))
+    diagnosis = diagnose(of_sample)
+    if measured == sample:
+        return Before(of_sample, diagnosis.cluster_agreement, diagnosis)
+    embeddings = embed_rows_together(encoder, measured)
+    require_finite(embeddings.cpu().numpy(), lambda row: encoder.tokenizer.text(measured[row]))
+    return Before(embeddings, cluster_agreement(embeddings), diagnosis)
 
 
 class Monitor:
@@ -132,7 +159,7 @@ class Monitor:
         All processes embed, each a share; the main process measures, logs and knows the best. Raises `TrainingError` if
         the embeddings are not finite.
         """
-        known = self._known if step == 0 else None
+        known = self._known if step == 0 else None  # a run that goes on from a later step knows nothing of it
         space = look(self.encoder, self.measured, known.embeddings if known else None)
         if not space.embeddings.isfinite().all():  # its weights can be finite, and so large that its states are not
             raise TrainingError(
@@ -143,23 +170,22 @@ class Monitor:
         if not self._is_main:
             return False
         nearest = nearest_rows(space.embeddings)
-        diagnosis = None
         if step == 0:
             self._nearest = nearest
-            diagnosis = known.diagnosis if known else diagnose(space.embeddings)
         record: dict[str, Any] = {
             **(logged or {}),
             "alignment": alignment(*space.views),
             "uniformity": uniformity(space.embeddings),
-            "cluster_agreement": diagnosis.cluster_agreement if diagnosis else cluster_agreement(space.embeddings),
+            "cluster_agreement": known.cluster_agreement if known else cluster_agreement(space.embeddings),
         }
         if self._nearest is not None and len(self.measured) >= FEWEST:
             record["neighbours_kept"] = neighbours_kept(self._nearest, nearest)
             record["neighbour_contrast"] = neighbour_contrast(space.embeddings, self._nearest)
         if self.pairs is not None:
             record["score"] = score
-        if diagnosis:
-            record["hardest_negative"] = diagnosis.hardest_negative  # says what kind of text it is
+        if known:
+            record["hardest_negative"] = known.diagnosis.hardest_negative  # says what kind of text it is
+        if step == 0:
             self._before = record
         log_metrics(self.run, step, record)
         improved = self._choose(step, record)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from simcse_train.encoders.encoder import Encoder
 from simcse_train.encoders.head import projection_head
 from simcse_train.encoders.loading import load_encoder
 from simcse_train.errors import InputError
-from simcse_train.evaluation.diagnosis import MANY_UNKNOWN, Diagnosis, diagnose, unknown_words
+from simcse_train.evaluation.diagnosis import Diagnosis
 from simcse_train.objectives.registry import make_objective
 from simcse_train.report.verdict import announcement
 from simcse_train.runs.atomic import write_text
@@ -35,12 +35,11 @@ from simcse_train.runs.folder import (
 from simcse_train.runs.metrics import drop_metrics_after, read_metrics
 from simcse_train.runs.start import keep_start, source_of_start
 from simcse_train.runs.trackers import tracked
-from simcse_train.search.embeddings import embed_rows_together, require_finite
 from simcse_train.training.computation import computation, prepare_kernels
 from simcse_train.training.equality import require_equal_data, require_equal_kernels, require_equal_settings
 from simcse_train.training.finish import Run, finish
 from simcse_train.training.loop import Trainer
-from simcse_train.training.monitor import Before
+from simcse_train.training.monitor import look_before
 from simcse_train.training.plan import (
     changed,
     check_disk,
@@ -185,7 +184,7 @@ def _new_trainer(run: Path, config: TrainConfig, encoder: Encoder | None = None)
     batches = make_batches(config, encoder, corpus, training_pairs)
     config = choose_epochs(config, batches)
     require_equal_data(config, encoder, corpus, training_pairs, pairs)
-    before = _look(encoder, batches.measured())
+    before = look_before(encoder, batches)
     if config.objective == "auto":
         config = _with_chosen_objective(config, before.diagnosis, batches)
     if distributed.is_main():
@@ -197,25 +196,6 @@ def _new_trainer(run: Path, config: TrainConfig, encoder: Encoder | None = None)
     require_equal_kernels(trainer.kernels)
     _announce(trainer)
     return trainer
-
-
-def _look(encoder: Encoder, measured: Sequence[Sequence[int]]) -> Before:
-    """Return what is known before training of the sentences to measure, token ids.
-
-    Raises `InputError` if all are the same tokens, or an embedding is not finite. Warns of unknown words.
-    """
-    if len(measured) > 1 and len(set(map(tuple, measured))) == 1:
-        raise InputError(
-            f"All sentences become the same tokens, {encoder.tokenizer.pretrained.decode(measured[0])[:80]!r}: there "
-            "is nothing to tell apart. Choose a --model whose tokenizer knows the language of this text, or a higher "
-            "--max-length if its sentences begin alike."
-        )
-    unknown = encoder.tokenizer.unknown_share(measured)
-    if unknown > MANY_UNKNOWN and distributed.is_main():
-        logger.warning(unknown_words(unknown))
-    embeddings = embed_rows_together(encoder, measured)
-    require_finite(embeddings.cpu().numpy(), lambda row: encoder.tokenizer.text(measured[row]))
-    return Before(embeddings, diagnose(embeddings))
 
 
 def _with_chosen_objective(config: TrainConfig, diagnosis: Diagnosis, batches: Batches) -> TrainConfig:
@@ -251,8 +231,12 @@ def _resumed_trainer(run: Path, checkpoint: Path, changes: Mapping[str, Any]) ->
             "Restore the old pairs, or start a new run from the encoder with --model."
         )
     require_equal_data(config, encoder, corpus, training_pairs, pairs)
+    before = None
+    if not state.step:  # it is measured again
+        encoder.to(config.device)
+        before = look_before(encoder, make_batches(config, encoder, corpus, training_pairs, state.order))
     kernels = state.versions.get("kernels", "")
-    trainer = Trainer(run, config, encoder, corpus, training_pairs, pairs, state.order, kernels)
+    trainer = Trainer(run, config, encoder, corpus, training_pairs, pairs, state.order, kernels, before)
     require_equal_kernels(trainer.kernels)
     trainer.restore(checkpoint, state)
     _announce(trainer)
@@ -265,8 +249,8 @@ def _resumed_trainer(run: Path, checkpoint: Path, changes: Mapping[str, Any]) ->
         if risk := risk_of_more_steps(config, trainer.total, first):
             logger.warning(risk)
     now = computation(encoder, trainer.kernels)
-    before = {"kernels": "off", "batches": now["batches"]} | state.versions  # version 0.1.0 had none, or did not say
-    differ = [f"{name} {before.get(name)}, now {new}" for name, new in now.items() if before.get(name) != new]
+    saved_by = {"kernels": "off", "batches": now["batches"]} | state.versions  # version 0.1.0 had none, or did not say
+    differ = [f"{name} {saved_by.get(name)}, now {new}" for name, new in now.items() if saved_by.get(name) != new]
     if state.processes != distributed.world_size():
         differ.append(f"a run of {state.processes} processes, now {distributed.world_size()}")
     if differ:

@@ -9,6 +9,7 @@ import yaml
 from simcse_train.config import make_config, option
 from simcse_train.encoders.loading import load_encoder
 from simcse_train.errors import InputError
+from simcse_train.evaluation import diagnosis
 from simcse_train.evaluation.diagnosis import diagnose
 from simcse_train.runs.folder import checkpoints
 from simcse_train.search.embeddings import embed_rows
@@ -101,11 +102,13 @@ def test_a_run_made_longer_says_what_its_rate_may_cost(
     tiny: Path,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
     model: str,
     changes: dict[str, Any],
     steps: int,
     is_warned: bool,
 ) -> None:
+    monkeypatch.setattr(diagnosis, "GENERAL", 1.0)  # as if this text were a general one
     path = str(tiny) if model == "tiny" else model
     given = {"data": str(text), "model": path, "batch_size": 8, "max_steps": 2, "output": str(tmp_path / "run")}
     run = train(make_config(given | changes)).folder
