@@ -219,7 +219,13 @@ def whole(text: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 def test_a_signal_saves_and_the_resumed_run_ends_with_the_same_bits(
     number: signal.Signals, whole: Path, text: Path, tiny: Path, tmp_path: Path
 ) -> None:
-    with subprocess.Popen(command(text, tiny, tmp_path / "stopped"), stderr=subprocess.PIPE, text=True) as process:
+    # Under nohup a child would inherit that a hangup is ignored.
+    with subprocess.Popen(
+        command(text, tiny, tmp_path / "stopped"),
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
+    ) as process:
         log = tmp_path / "stopped" / "metrics.jsonl"
         while process.poll() is None and (not log.exists() or log.read_text().count("loss") < 5):
             time.sleep(0.01)
@@ -286,3 +292,10 @@ def test_the_settings_that_began_a_run_may_be_given_again_to_continue_it(
         assert message in refused(capsys, "--config", "c.yaml", "--resume", "run")
     with pytest.raises(InputError, match="There is no setting 'colour'"):
         resume("run", {"colour": "red"})
+
+
+def test_an_option_of_the_command_line_wins_over_the_file_of_settings(model: Path, text: Path, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(f"data: {text}\nmodel: {model}\nbatch_size: 8\nmax_steps: 1\nseed: 7\n")
+    assert run("--config", tmp_path / "c.yaml", "--batch-size", 4, "--output", tmp_path / "run") == 0
+    found = read_settings(tmp_path / "run" / "config.yaml")
+    assert (found["batch_size"], found["max_steps"], found["seed"]) == (4, 1, 7)

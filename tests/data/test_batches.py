@@ -18,6 +18,7 @@ from simcse_train.data.batches import (
 from simcse_train.data.order import epoch_order
 from simcse_train.data.sentences import SentenceList
 from simcse_train.data.training_pairs import TrainingPairs
+from simcse_train.data.views import Repetition
 
 sizes = given(
     sentences=st.integers(0, 300),
@@ -165,3 +166,17 @@ def test_second_views_come_from_neighbourhoods_where_they_are_known() -> None:
     assert batch.sources.tolist() == [x for n in batch.sentences.tolist() for x in (n, (n + 1) % 10)]
     assert batch.tokens.tolist() == [t for n in batch.sources.tolist() for t in (2, n, 3)]
     assert batch.texts[1] != batch.texts[0]
+
+
+def test_the_places_of_repeated_words_are_a_function_of_seed_and_step() -> None:
+    same = SentenceList(["x"] * 8, [[2, *range(10, 40), 3]] * 8)  # whichever sentences a batch holds
+
+    def tokens(seed: int, step: int) -> list[int]:
+        batches = Batches(same, np.zeros(0, np.int64), 4, seed, torch.device("cpu"), repetition=Repetition(1, 1, 64))
+        return batches.at(step).tokens.tolist()
+
+    for other in ((5, 1), (6, 0), (6, 1)):
+        assert tokens(*other) != tokens(5, 0)
+        assert tokens(*other) == tokens(*other)
+    assert tokens(6, 0) != tokens(6, 1)
+    assert tokens(5, 1) != tokens(6, 1)

@@ -76,6 +76,14 @@ def test_the_encoding_that_the_user_names_is_used_and_never_ignored() -> None:
         read("x.txt", b"fine\ncaf\xe9\n", encoding="shift_jis")
 
 
+@pytest.mark.parametrize("times", [1, 10_000])
+def test_a_file_that_is_cut_inside_a_character_is_refused(times: int) -> None:
+    content = (CHINESE[0] + "\n" + CHINESE[1][:4]).encode("gb18030") * times
+    lines = times * (CHINESE[0] + "\n").count("\n") + 1
+    with pytest.raises(InputError, match=f"x.txt, line {lines} is not valid GB18030"):
+        read("x.txt", content[:-1], encoding="gb18030")
+
+
 @pytest.mark.parametrize("name", ["x.txt", "x.csv", "x.json", "x.jsonl"])
 @pytest.mark.parametrize(
     "content", [b"t;u\nplain;words\n", "t;u\ncaf\xe9;b\n".encode("latin-1"), b'[{"t": "caf\xe9"}]']

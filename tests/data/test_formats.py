@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import gzip
 import io
 import json
@@ -346,3 +347,9 @@ def test_a_column_may_be_counted_and_names_in_the_first_line_are_no_text(content
     assert read("x.csv", content, "2") == expected
     with pytest.raises(InputError, match="no column '3'"):
         read("x.csv", content, "3")
+
+
+def test_a_field_of_a_table_may_be_long() -> None:
+    csv.field_size_limit(131_072)  # as Python starts; the limit is one for the whole process
+    long = "word " * 40_000 + "end"
+    assert read("x.csv", f"id,text\n1,a short one\n2,{long}\n".encode()) == ["a short one", long]

@@ -254,6 +254,19 @@ def test_saved_encoder_loads_with_the_same_embeddings_and_pooling(tiny: Path, tm
     assert np.array_equal(again.encode(SENTENCES), encoder.encode(SENTENCES))
 
 
+def test_a_limit_of_tokens_below_the_positions_is_kept(tiny: Path, tmp_path: Path) -> None:
+    save_encoder(load_encoder(tiny), tmp_path / "given")
+    (tmp_path / "given" / "sentence_bert_config.json").write_text('{"max_seq_length": 16, "do_lower_case": false}')
+    encoder = load_encoder(tmp_path / "given")
+    assert (encoder.max_length, encoder.max_positions) == (16, 64)
+    save_encoder(encoder, tmp_path / "saved")
+    again = load_encoder(tmp_path / "saved")
+    assert again.max_length == 16
+    long = "a man plays the guitar " * 9
+    assert np.array_equal(again.encode([long]), encoder.encode([long]))
+    assert not np.allclose(again.encode([long]), load_encoder(tiny).encode([long]), atol=1e-3)
+
+
 def test_encoding_gives_unit_rows_in_the_order_of_the_sentences(tiny: Path) -> None:
     encoder = load_encoder(tiny)
     rows = encoder.encode(SENTENCES * 20, batch_size=7)

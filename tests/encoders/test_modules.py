@@ -13,6 +13,7 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer, BertTokenizer
 
+from simcse_train.encoders.head import projection_head
 from simcse_train.encoders.loading import load_encoder
 from simcse_train.encoders.packing import pack
 from simcse_train.encoders.saving import save_encoder
@@ -207,3 +208,16 @@ def test_a_pooling_whose_settings_are_missing_is_refused(tmp_path: Path) -> None
     (tmp_path / "saved" / "1_Pooling" / "config.json").unlink()
     with pytest.raises(InputError, match="Pooling has no 1_Pooling/config.json"):
         load_encoder(tmp_path / "saved")
+
+
+def test_the_head_is_given_the_pooled_state_and_not_its_unit_vector(tmp_path: Path) -> None:
+    plain, encoder = (
+        load_encoder(build(tmp_path / "plain", pooling="cls")),
+        load_encoder(build(tmp_path, unit, pooling="cls")),
+    )
+    head = encoder.head = projection_head(encoder.hidden_size, seed=0)
+    batch = pack(encoder.tokenizer.tokenize(SENTENCES, 16))
+    pooled = plain.embed(*batch)
+    assert torch.allclose(encoder.embed(*batch), torch.nn.functional.normalize(pooled), atol=1e-6)
+    assert torch.allclose(encoder(*batch), head(pooled), atol=1e-6)
+    assert not torch.allclose(head(pooled), head(encoder.embed(*batch)), atol=1e-2)

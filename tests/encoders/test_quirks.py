@@ -264,8 +264,12 @@ def test_a_prompt_longer_than_the_sentence_may_be_is_refused(tmp_path: Path) -> 
     prompts = {"prompts": {"q": "the man plays the guitar on the hill: "}, "default_prompt_name": "q"}
     (folder / "config_sentence_transformers.json").write_text(json.dumps(prompts))
     encoder = load_encoder(folder)
-    with pytest.raises(InputError, match="--max-length 8.*prompt"):
-        resolve(settings(tmp_path, folder, max_length=8), encoder, tmp_path)
+    taken = encoder.tokenizer.special_tokens
+    assert taken > 8
+    for length in (8, taken):
+        with pytest.raises(InputError, match=f"--max-length {length} .*prompt"):
+            resolve(settings(tmp_path, folder, max_length=length), encoder, tmp_path)
+    assert resolve(settings(tmp_path, folder, max_length=taken + 1), encoder, tmp_path).max_length == taken + 1
 
 
 def test_advice_on_dropout_is_only_given_where_it_helps(tmp_path: Path) -> None:

@@ -10,9 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from simcse_train.config import make_config, objective_setting
 from simcse_train.objectives.infonce import InfoNCE
 from simcse_train.objectives.ntxent import NTXent
 from simcse_train.objectives.objective import Rows
+from simcse_train.objectives.queue import Queue
+from simcse_train.objectives.registry import make_objective
 
 Loss = Callable[..., Tensor]
 
@@ -145,3 +148,14 @@ def test_half_precision_embeddings_are_compared_in_float32(loss: Loss) -> None:
     views = embeddings(4).bfloat16()
     assert loss(views, 0.05).dtype == torch.float32
     assert loss(views, 0.05).item() == pytest.approx(loss(views.double(), 0.05).item(), rel=1e-4)
+
+
+@pytest.mark.parametrize(("batch_size", "size"), [(64, 160), (5, 12)])
+def test_the_queue_holds_two_and_a_half_batches_behind_a_momentum_of_0_995_as_published(
+    batch_size: int, size: int
+) -> None:
+    config = make_config({"data": "x.txt", "objective": "queue", "batch_size": batch_size})
+    queue = make_objective(config)
+    assert isinstance(queue, Queue)
+    assert queue.size == size
+    assert objective_setting(config, "momentum") == 0.995

@@ -256,3 +256,27 @@ def test_reading_a_checkpoint_takes_its_own_size_in_memory_and_the_model(
     assert weights < peak.value < whole + weights / 2, (
         f"{peak.value:,} bytes to read {whole:,} with a model of {weights:,}"
     )
+
+
+def test_a_step_of_an_abandoned_run_is_saved_again_by_the_run_that_reaches_it(run: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "copy"))
+    newest = checkpoints(copy)[-1]
+    assert module.load_state(newest).steps == 6
+    # The rate of each step from the fourth on is higher in a longer run, and so the weights are others.
+    resume(checkpoints(copy)[0], {"max_steps": 8, "save_every": 6})
+    assert module.load_state(newest).steps == 8
+    old, new = (load_file(path / "optimizer.safetensors") for path in (checkpoints(run)[-1], newest))
+    assert any(not old[name].equal(new[name]) for name in old)
+
+
+def test_a_checkpoint_that_does_not_read_back_ends_the_run(
+    text: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write_badly(target: Path, write: Callable[[Path], None]) -> None:
+        write_folder(target, write)
+        flip(target / "optimizer.safetensors", 1000, 3)
+
+    monkeypatch.setattr(module, "write_folder", write_badly)
+    config = {"data": str(text), "model": str(tiny), "output": str(tmp_path / "run"), "batch_size": 8, "max_steps": 1}
+    with pytest.raises(SaveError, match=r"written but does not read back: optimizer.safetensors is damaged. Check the"):
+        train(make_config(config))

@@ -28,6 +28,7 @@ from simcse_train.runs.atomic import remove_leftovers, write_folder
 from simcse_train.runs.checkpoint import find_checkpoint
 from simcse_train.runs.folder import checkpoints
 from simcse_train.runs.manifest import damage
+from simcse_train.runs.metrics import read_metrics
 from simcse_train.training import finish as finish_module
 from simcse_train.training import monitor
 from simcse_train.training.start import resume, train
@@ -329,6 +330,24 @@ def test_a_run_killed_while_its_text_is_tokenised_starts_from_the_beginning(
     again = Life(tmp_path, ["--resume", run])
     assert again.ends() == 0
     assert "was stopped before its first checkpoint: starting from the beginning" in again.said()
+    assert bits(run / "encoder") == bits(whole / "encoder")
+
+
+def test_a_run_that_died_before_its_first_checkpoint_is_logged_anew(
+    whole: Path, text: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die() -> None:
+        raise MemoryError
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        at_step(patch, 3, die)
+        with pytest.raises(MemoryError):
+            train(settings(text, tiny, run, max_steps=STEPS))
+    assert not checkpoints(run)
+    assert [line["step"] for line in read_metrics(run)] == [0, 1, 2]
+    resume(run)
+    assert [line["step"] for line in read_metrics(run)] == list(range(STEPS + 1))
     assert bits(run / "encoder") == bits(whole / "encoder")
 
 

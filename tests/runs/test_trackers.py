@@ -90,13 +90,16 @@ def test_a_tracker_that_fails_costs_one_line_and_no_bit(
         assert (run / "encoder" / name).read_bytes() == (plain / "encoder" / name).read_bytes()
 
 
-def test_a_tracker_that_is_not_installed_is_named(
+def test_every_tracker_that_is_not_installed_is_named_once(
     tiny: Path, text: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trackers, "find_spec", lambda _: None)
-    with trackers.tracked(tmp_path, settings(tiny, text, tmp_path, track=["mlflow"])):
+    with trackers.tracked(tmp_path, settings(tiny, text, tmp_path, track=["mlflow", "wandb", "mlflow"])):
         pass
-    assert "--track mlflow: the package mlflow is not installed" in caplog.text
+    said = sorted(message for message in caplog.messages if "--track" in message)
+    assert [message.partition(",")[0] for message in said] == [
+        f"--track {name}: the package {name} is not installed" for name in ("mlflow", "wandb")
+    ]
 
 
 def test_only_complete_lines_are_sent(tmp_path: Path) -> None:

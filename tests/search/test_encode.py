@@ -121,3 +121,10 @@ def test_a_full_disk_is_a_failure_and_no_wrong_input(tiny: Path, tmp_path: Path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [path.name for path in tmp_path.iterdir()] == ["in.txt"]
+
+
+def test_blank_records_before_the_first_text_have_a_row_each(tiny: Path, tmp_path: Path) -> None:
+    encoder = load_encoder(tiny)
+    (tmp_path / "in.txt").write_text("\n\na\nb\n")
+    assert encode_file(encoder, str(tmp_path / "in.txt"), tmp_path / "rows.npy") == (4, 32)
+    np.testing.assert_allclose(np.load(tmp_path / "rows.npy"), encoder.encode(["", "", "a", "b"]), atol=1e-6)

@@ -275,6 +275,8 @@ def test_learning_rate_warms_up_linearly_and_falls_linearly_to_zero() -> None:
         0.125,
         0,
     ]
+    begun = make_config({"data": "x", "learning_rate": 1.0, "warmup_ratio": 0.1})  # half a step counts as one
+    assert [learning_rate_at(s, 5, begun) for s in range(6)] == [1, 1, 0.75, 0.5, 0.25, 0]
     flat = make_config({"data": "x", "learning_rate": 1.0})
     assert [learning_rate_at(s, 4, flat) for s in range(5)] == [1, 0.75, 0.5, 0.25, 0]
 

@@ -222,3 +222,15 @@ def test_a_best_step_that_is_gone_is_said_and_another_one_taken(
     resume(run, {"max_steps": 5})
     assert "The best checkpoint" in caplog.text
     assert load_state(checkpoint_path(run, 5)).best_step == 5
+
+
+def test_patience_counts_evaluations_in_a_row(
+    text: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pairs.tsv").write_text(PAIRS)
+    scores = iter([10.0, 5.0, 20.0, 15.0, 30.0, 25.0, 28.0, 40.0, 50.0])  # from step 0 on
+    monkeypatch.setattr(monitor_module, "similarity_score", lambda *_: next(scores))
+    changes = {"max_steps": 8, "eval": str(tmp_path / "pairs.tsv"), "eval_every": 1, "patience": 2}
+    run = train(settings(text, tiny, tmp_path / "run", **changes)).folder
+    assert [line["step"] for line in read_metrics(run)] == list(range(7))
+    assert load_state(checkpoints(run)[-1]).best_step == 4

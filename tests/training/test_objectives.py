@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from simcse_train.config import TrainConfig, make_config
@@ -134,3 +135,19 @@ def test_a_few_pairs_alone_are_gone_through_often_enough(few: Path, tiny: Path, 
     run = train(settings(few, tiny, tmp_path / "run", pairs="pairs.csv", data=[], max_steps=None)).folder
     assert read_settings(run / "config.yaml")["epochs"] == 14  # of three batches each
     assert [line["step"] for line in read_metrics(run)][-1] == 42
+
+
+def test_the_encoder_behind_the_queue_follows_the_trained_one_slowly_and_queues_rows_of_length_1(
+    few: Path, tiny: Path, tmp_path: Path
+) -> None:
+    run = train(settings(few, tiny, tmp_path / "run", max_steps=1, objective="queue", momentum=0.75)).folder
+    held = load_file(run / "checkpoints" / "step-00000001" / "objective.safetensors")
+    start = load_file(tiny / "model.safetensors")
+    trained = load_file(run / "checkpoints" / "step-00000001" / "encoder" / "model.safetensors")
+    assert sum(not trained[name].equal(start[name]) for name in start) > 10
+    for name in start:
+        expected = 0.75 * start[name] + 0.25 * trained[name]
+        torch.testing.assert_close(held[f"momentum/model.{name}"], expected, rtol=0, atol=1e-6)
+    queued = held["queue/embeddings"]
+    assert queued.shape == (8, 32)
+    torch.testing.assert_close(queued.norm(dim=1), torch.ones(8))

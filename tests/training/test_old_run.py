@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from simcse_train.config import make_config
+from simcse_train.data.order import LATEST
+from simcse_train.errors import InputError
 from simcse_train.runs.checkpoint import find_checkpoint, load_state
+from simcse_train.runs.folder import checkpoints
 from simcse_train.runs.manifest import write_manifest
 from simcse_train.training.start import resume, train
-from tests.training.test_loop import bits
+from tests.training.test_loop import bits, settings
 
 # What version 0.1.0 (commit 5fab3f0) wrote for the text below: its fingerprint, and the settings it had, in its order.
 ANIMALS, VERBS, PLACES = (
@@ -59,3 +64,29 @@ def test_a_run_of_version_0_1_0_resumes_to_the_end_of_a_run_of_this_version(
     resume(old)
     assert "saved by simcse-train 0.1.0, now " in caplog.text
     assert bits(old / "encoder") == bits(whole / "encoder")
+
+
+def edit_state(checkpoint: Path, **changes: Any) -> None:
+    state = json.loads((checkpoint / "state.json").read_text())
+    (checkpoint / "state.json").write_text(json.dumps(state | changes))
+    (checkpoint / "manifest.json").unlink()
+    write_manifest(checkpoint)
+
+
+def test_a_run_whose_order_was_made_by_an_earlier_version_keeps_it_across_resumes(
+    text: Path, tiny: Path, tmp_path: Path
+) -> None:
+    run = train(settings(text, tiny, tmp_path / "run", max_steps=2)).folder
+    assert load_state(checkpoints(run)[-1]).order == LATEST != 1
+    edit_state(checkpoints(run)[-1], order=1)
+    once = resume(run, {"max_steps": 4}).folder
+    assert load_state(checkpoints(once)[-1]).order == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA GPU")
+def test_a_run_begun_on_a_device_that_is_not_here_is_refused(text: Path, tiny: Path, tmp_path: Path) -> None:
+    run = train(settings(text, tiny, tmp_path / "run", max_steps=2)).folder
+    checkpoint = checkpoints(run)[-1]
+    edit_state(checkpoint, settings={**load_state(checkpoint).settings, "device": "cuda"})
+    with pytest.raises(InputError, match="^--device cuda is not available. Available: .*cpu"):
+        resume(run, {"max_steps": 4})

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,10 +12,10 @@ from simcse_train.config import make_config, option
 from simcse_train.encoders.loading import load_encoder
 from simcse_train.errors import InputError
 from simcse_train.evaluation import diagnosis
-from simcse_train.evaluation.diagnosis import diagnose
+from simcse_train.evaluation.diagnosis import SAME_TOPIC, Diagnosis, diagnose
 from simcse_train.runs.folder import checkpoints
 from simcse_train.search.embeddings import embed_rows
-from simcse_train.training.plan import changed, choose_objective, make_batches, total_steps
+from simcse_train.training.plan import changed, check_disk, choose_objective, make_batches, resolve, total_steps
 from simcse_train.training.start import resume, train
 from simcse_train.training.texts import open_texts
 from tests.training.test_loop import settings
@@ -41,8 +43,9 @@ def test_a_length_that_would_not_count_is_refused(text: Path, tiny: Path, tmp_pa
     with pytest.raises(InputError, match="--epochs 2 has no effect, since --max-steps 10 decides"):
         changed(config, {"epochs": 2})
     train(settings(text, tiny, tmp_path / "run", epochs=1))  # 14 steps
-    with pytest.raises(InputError, match="begun with 14 steps.* can be raised, and not be lowered to 5"):
-        resume(checkpoints(tmp_path / "run")[0], {"max_steps": 5})
+    for checkpoint in checkpoints(tmp_path / "run"):
+        with pytest.raises(InputError, match="begun with 14 steps.* can be raised, and not be lowered to 5"):
+            resume(checkpoint, {"max_steps": 5})
 
 
 def test_what_auto_found_may_be_given_again_with_a_setting_that_only_the_found_one_has() -> None:
@@ -116,3 +119,77 @@ def test_a_run_made_longer_says_what_its_rate_may_cost(
     resume(run, {"max_steps": steps})
     assert ("In 3 steps at this rate" in caplog.text) is is_warned
     assert ("--max-steps 3 and --learning-rate 3e-05" in caplog.text) is is_warned
+
+
+@pytest.mark.parametrize("name", ["eval", "pairs", "data"])
+def test_what_is_trained_on_and_scored_may_be_moved_and_not_added(name: str) -> None:
+    without = {"data": "/x.txt", "pairs": "/p.csv", "eval": "/e.tsv"}
+    config = make_config({key: value for key, value in without.items() if key != name})
+    with pytest.raises(InputError, match=rf"{option(name)} .*new.* differs from the run's own (None|\[\]), and would"):
+        changed(config, {name: "/new.tsv"})
+    moved = getattr(changed(make_config(without), {name: "/new.tsv"}), name)
+    assert moved == (["/new.tsv"] if name == "data" else "/new.tsv")
+
+
+def test_paths_that_are_given_to_continue_a_run_are_kept_as_absolute_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = make_config({"data": "/x.txt", "pairs": "/p.csv", "eval": "/e.tsv"})
+    found = changed(config, {"data": "new/x.txt", "pairs": "p.csv", "eval": "new/e.tsv"})
+    assert (found.data, found.pairs, found.eval) == (
+        [str(tmp_path / "new" / "x.txt")],
+        str(tmp_path / "p.csv"),
+        str(tmp_path / "new" / "e.tsv"),
+    )
+
+
+def test_saving_by_the_clock_can_be_switched_off_and_trackers_changed_when_a_run_is_resumed() -> None:
+    config = make_config({"data": "/x.txt", "eval": "/e.tsv", "save_minutes": 5, "patience": 3})
+    assert changed(config, {"save_minutes": None}).save_minutes is None
+    assert changed(config, {"save_minutes": 2}).save_minutes == 2
+    assert changed(config, {}).save_minutes == 5
+    assert changed(config, {"eval": None, "patience": None}) == config
+    assert changed(config, {"track": ["tensorboard", "mlflow"]}).track == ["tensorboard", "mlflow"]
+
+
+def test_a_folder_that_is_called_as_the_bundled_encoder_does_not_take_its_place(
+    text: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny, tmp_path / "starter")
+    shutil.copytree(tiny, tmp_path / "own")
+    encoder = load_encoder(tiny)
+    for given, found in (("starter", "starter"), ("own", str(tmp_path / "own")), ("./starter", None)):
+        assert resolve(settings(text, given, tmp_path / "run"), encoder, tmp_path / "run").model == (
+            found or str(tmp_path / "starter")
+        )
+
+
+@pytest.mark.parametrize(("given", "expected"), [({"mask_similar": 0.5}, 0.5), ({}, SAME_TOPIC)])
+def test_a_quantile_that_was_given_for_pairs_alone_is_not_replaced_by_the_recommended_one(
+    tiny: Path, tmp_path: Path, given: dict[str, float], expected: float
+) -> None:
+    (tmp_path / "p.csv").write_text("anchor,positive\na man,the man\na dog,the dog\na cat,the cat\n")
+    config = make_config({"pairs": str(tmp_path / "p.csv"), "batch_size": 2, **given})
+    encoder = load_encoder(tiny)
+    tuned_on_narrow_text = Diagnosis(uniformity=-3, mean_cosine=0.2, hardest_negative=0.6, cluster_agreement=0.1)
+    chosen, line = choose_objective(
+        config, tuned_on_narrow_text, make_batches(config, encoder, *open_texts(config, encoder))
+    )
+    assert chosen.mask_similar == expected
+    assert f"--mask-similar {expected}" in line
+
+
+def test_space_is_needed_for_the_newest_checkpoints_the_best_one_and_one_being_saved(
+    text: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = load_encoder(tiny)
+    weights = sum(tensor.nbytes for tensor in encoder.state_dict().values())
+    needed = 3 * weights * (2 + 1 + 1) + weights  # weights and two moments of each; and the exported encoder
+    config = settings(text, tiny, tmp_path, keep=2)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=needed))
+    check_disk(encoder, config, tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=needed - 1))
+    with pytest.raises(InputError, match="MiB free for it, and 3 checkpoints and the encoder need"):
+        check_disk(encoder, config, tmp_path)
