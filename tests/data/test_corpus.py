@@ -52,6 +52,24 @@ def test_the_next_run_on_the_same_text_opens_the_cache_wherever_the_file_lies(ti
     assert len(open_corpus([str(tmp_path / "first.txt")], None, encoder.tokenizer, 3).tokens(np.array([0]))[0]) == 3
 
 
+def test_one_file_read_in_another_way_is_another_text(tiny: Path, tmp_path: Path) -> None:
+    tokenizer = load_encoder(tiny).tokenizer
+
+    def read(file: str, column: str | None = None, encoding: str | None = None) -> list[str]:
+        corpus = open_corpus([file], column, tokenizer, 16, encoding=encoding)
+        return corpus.texts(np.arange(len(corpus)))
+
+    table = write(tmp_path / "x.csv", "title,body\na man,a cat runs\nthe dog,a woman sings\n")
+    assert read(table, "title") == ["a man", "the dog"]
+    assert read(table, "body") == ["a cat runs", "a woman sings"]
+    (tmp_path / "old.txt").write_bytes(b"caf\xe9\nna\xefve\n")
+    assert read(str(tmp_path / "old.txt"), encoding="cp1252") == ["café", "naïve"]
+    assert read(str(tmp_path / "old.txt"), encoding="cp1251") == ["cafй", "naпve"]
+    lines = Path(write(tmp_path / "y.txt", "title\na man\nthe dog\n"))
+    assert read(str(lines)) == ["title", "a man", "the dog"]
+    assert read(str(lines.rename(tmp_path / "y.csv"))) == ["a man", "the dog"]
+
+
 def test_another_tokenizer_does_not_get_the_tokens_of_the_first_from_the_cache(tiny: Path, tmp_path: Path) -> None:
     text = write(tmp_path / "x.txt", "a man\nthe cat\n")
     vocabulary = write_vocabulary(tmp_path)

@@ -45,7 +45,14 @@ def test_common_encodings_are_told_from_the_text_and_said(
     assert re.search(r"x.txt: lines of text in \S+, for example", caplog.text)
 
 
-@pytest.mark.parametrize("content", ["fine\ncafé\n".encode("latin-1"), "Žluťoučký\n".encode("cp1250")])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "fine\ncafé\n".encode("latin-1"),
+        "Žluťoučký\n".encode("cp1250"),
+        "Žluťoučký kůň pěl ďábelské ódy\n".encode("iso8859-2"),
+    ],
+)
 def test_an_encoding_that_is_not_certain_is_asked_for_with_what_it_would_read(content: bytes) -> None:
     with pytest.raises(InputError, match=r"line \d is not valid UTF-8 .*not certain: as \S+ it reads '.*--encoding"):
         read("x.txt", content)

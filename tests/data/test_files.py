@@ -140,10 +140,12 @@ def test_folders_and_globs_give_their_text_files_once_and_in_order(tmp_path: Pat
         find_files([str(tmp_path / "empty")])
 
 
-def test_a_folder_is_read_without_the_runs_and_encoders_in_it(tmp_path: Path) -> None:
+def test_a_folder_is_read_without_hidden_files_and_the_runs_and_encoders_in_it(tmp_path: Path) -> None:
     for name in (
         "a.txt",
         "more/b.txt",
+        ".cache/x.txt",
+        "more/.y.txt",
         "runs/x/config.yaml",
         "runs/x/metrics.jsonl",
         "runs/x/checkpoints/step-1/state.json",

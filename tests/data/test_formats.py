@@ -8,6 +8,9 @@ import gzip
 import io
 import json
 import logging
+import struct
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -20,6 +23,7 @@ from simcse_train.data.files import find_files, open_file
 from simcse_train.data.source import named
 from simcse_train.data.texts import read_texts
 from simcse_train.errors import InputError
+from tests.conftest import EXAMPLES
 from tests.data.reading import read
 
 SENTENCES = ["The quiet painter slept.", "A narrow road, and long; very.", 'He said "no" twice.']
@@ -82,6 +86,9 @@ def test_json_of_every_layout_gives_its_texts(name: str, content: str) -> None:
         (b'[\n"a",\n"b \\ud800"]', "line 3 holds half of a surrogate pair"),
         (b'["a", 5]', "no object, list or string"),
         (b'["a", "\xff"]', "not valid"),
+        (b'["a", "b"]x', "line 1 goes on after the end of the JSON array"),
+        ('["a", "b"]é'.encode(), "line 1 goes on after the end of the JSON array"),
+        ("é".encode(), "line 1 is not valid JSON"),
         (b"[" * 100_000, "line 1 is not valid JSON"),
     ],
 )
@@ -218,6 +225,8 @@ def test_archives_give_the_text_of_their_members_in_order() -> None:
         "d/b.csv": "id,text\n1,second one\n",
         "d/a.txt": "first\n",
         "__MACOSX/._a": b"\0",
+        "__MACOSX/._a.txt": "no text of the user's\n",
+        "d/.b.txt": "nor this\n",
     }
     assert read("x.zip", zipped(members)) == ["first", "second one"]
     assert read("x.zip.gz", gzip.compress(zipped(members))) == ["first", "second one"]
@@ -246,6 +255,23 @@ def test_a_column_whose_name_is_not_utf8_is_refused() -> None:
         writer.write_table(table)
     with pytest.raises(InputError, match="x.arrow is not a readable arrow file"):
         read("x.arrow", stream.getvalue().replace("größe".encode(), b"gr\xf6\xff\xfe\xfde"))
+
+
+def test_damaged_offsets_of_an_arrow_file_are_found_before_they_are_followed(tmp_path: Path) -> None:
+    content = arrow_file(pa.table({"t": ["first one", "second one", "third"]}))
+    offsets = struct.pack("<4i", 0, 9, 19, 24)
+    assert content.count(offsets) == 1
+    (tmp_path / "x.arrow").write_bytes(content.replace(offsets, struct.pack("<4i", 0, 9, 1 << 30, 24)))
+    code = (  # in a process of its own: to follow them would end it
+        "import sys\nfrom pathlib import Path\nfrom tests.data.reading import read\n"
+        "from simcse_train.errors import InputError\n"
+        "try:\n    read('x.arrow', Path(sys.argv[1]).read_bytes())\n"
+        "except InputError as error:\n    print(error)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "x.arrow")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=EXAMPLES.parent)
+    assert "x.arrow is not a readable arrow file" in done.stdout
+    assert done.returncode == 0
 
 
 def test_a_message_lists_the_first_of_many_columns_and_cuts_long_names() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers.models import Unigram
 from torch import Tensor
 from transformers import BertConfig, BertModel, BertTokenizer, ByT5Tokenizer
@@ -265,6 +267,25 @@ def test_a_limit_of_tokens_below_the_positions_is_kept(tiny: Path, tmp_path: Pat
     long = "a man plays the guitar " * 9
     assert np.array_equal(again.encode([long]), encoder.encode([long]))
     assert not np.allclose(again.encode([long]), load_encoder(tiny).encode([long]), atol=1e-3)
+
+
+def test_a_saved_tokenizer_neither_cuts_nor_pads_as_its_last_call_did(tiny: Path, tmp_path: Path) -> None:
+    encoder = load_encoder(tiny)
+    encoder.tokenizer.pretrained(["a man plays the guitar"], truncation=True, max_length=4, padding="max_length")
+    save_encoder(encoder, tmp_path)
+    saved = json.loads((tmp_path / "tokenizer.json").read_text())
+    assert (saved["truncation"], saved["padding"]) == (None, None)
+
+
+def test_a_pooler_that_nobody_trained_is_not_saved(tiny: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(tiny, tmp_path / "model")
+    weights = load_file(model / "model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if "pooler" not in name}
+    assert len(kept) < len(weights)
+    save_file(kept, model / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "saved").mkdir()
+    save_encoder(load_encoder(model), tmp_path / "saved")
+    assert load_file(tmp_path / "saved" / "model.safetensors").keys() == kept.keys()
 
 
 def test_encoding_gives_unit_rows_in_the_order_of_the_sentences(tiny: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from simcse_train.data.pairs import Pair, read_pairs
 from simcse_train.encoders.loading import load_encoder
+from simcse_train.encoders.saving import save_encoder
 from simcse_train.errors import InputError, SaveError
 from simcse_train.evaluation.comparison import (
     Answer,
@@ -59,6 +60,16 @@ def test_an_encoder_has_no_question_against_a_copy_of_itself(tiny: Path, text: P
     assert "No answer prefers" in describe(found)
 
 
+def test_each_encoder_cuts_a_sentence_at_its_own_length(tiny: Path, text: Path, tmp_path: Path) -> None:
+    save_encoder(load_encoder(tiny), tmp_path)
+    (tmp_path / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 8, "do_lower_case": False}))
+    encoders = load_encoder(tiny), load_encoder(tmp_path)
+    found = Comparison(*encoders, [str(text)])
+    sentences = found.corpus.texts(np.arange(len(found.corpus)))
+    for space, encoder in zip(found.spaces, encoders, strict=True):
+        assert np.allclose(space, encoder.encode(sentences), atol=2e-3)
+
+
 def test_a_side_means_the_encoder_that_stands_there() -> None:
     for new_left in (True, False):
         question = Question("q", "of old", "of new", new_left)
@@ -98,6 +109,15 @@ def test_answers_are_on_disk_at_once_and_continued(comparison: Comparison, tmp_p
     (tmp_path / "other.jsonl").write_text('{"a": 1}\n')
     with pytest.raises(InputError, match="no file of answers"):
         read_answers(tmp_path / "other.jsonl", "x")
+
+
+def test_answers_about_another_text_are_not_continued(comparison: Comparison, tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_text("".join(f"the man plays {i} {7 * i % 10} guitar\n" for i in range(30)))
+    encoders = load_encoder(tiny, pooling="cls"), load_encoder(tiny, pooling="mean")
+    Sheet(comparison, tmp_path / "a.jsonl").answer("new")
+    other = Comparison(*encoders, [str(tmp_path / "x.txt")])
+    with pytest.raises(InputError, match="other encoders or another text"):
+        Sheet(other, tmp_path / "a.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -160,9 +180,12 @@ def test_labels_and_scored_pairs_judge() -> None:
     assert by_label(Question("q", "a", "c", True)) == "both"
     assert by_label(Question("b", "a", "c", True)) == "neither"
     assert by_label(Question("q", "a", "unknown", True)) is None
-    by_score = pairs_as_judge([Pair("q", "a", 5), Pair("b", "q", 2), Pair("q", "c", 5), Pair("q", "d", 0)])
+    scored = [("q", "a", 5), ("b", "q", 2), ("q", "c", 5), ("q", "d", 0), ("q", "f", 4), ("g", "q", 4), ("q", "h", 2)]
+    by_score = pairs_as_judge([Pair(*pair) for pair in scored])
     assert by_score(Question("q", "b", "a", True)) == "new"
     assert by_score(Question("q", "a", "c", True)) == "both"
+    assert by_score(Question("q", "f", "g", True)) == "both"  # above the middle of 0 and 5
+    assert by_score(Question("q", "b", "h", True)) == "neither"
     assert by_score(Question("q", "a", "e", True)) is None
 
 
@@ -185,8 +208,6 @@ def test_the_command_asks_saves_and_continues(
 ) -> None:
     other = tmp_path / "other"
     encoder = load_encoder(tiny, pooling="mean")
-    from simcse_train.encoders.saving import save_encoder
-
     other.mkdir()
     save_encoder(encoder, other)
     command = ("compare", tiny, other, "--data", text, "--answers", tmp_path / "a.jsonl")

@@ -36,6 +36,8 @@ def test_spread_rows_are_tuned_and_general_and_topics_are_clustered() -> None:
     ("diagnosis", "settings"),
     [
         (Diagnosis(-1.0, 0.7, 0.9, 0.6), {"objective": "ntxent"}),
+        (Diagnosis(-2.1, 0.4, 0.7, 0.5), {"objective": "ntxent"}),
+        (Diagnosis(-2.3, 0.4, 0.7, 0.5), {"objective": "relational", "neighbours": 5}),
         (Diagnosis(-3.8, 0.02, 0.25, 0.2), {"objective": "ntxent"}),
         (Diagnosis(-2.9, 0.2, 0.62, 0.5), {"objective": "relational", "neighbours": 5}),
         (Diagnosis(-3.2, 0.1, 0.42, 0.2), {"objective": "relational", "neighbours": 0, "start_weight": 0.1}),

@@ -5,11 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold
 
 from simcse_train.encoders.loading import load_encoder
 from simcse_train.errors import InputError
 from simcse_train.evaluation import transfer
-from simcse_train.evaluation.transfer import FILES, as_json, evaluate_transfer, score_task, table
+from simcse_train.evaluation.transfer import FILES, SEED, Part, _embed, as_json, evaluate_transfer, score_task, table
+from tests.conftest import WORDS
 
 MAN = [
     f"the man {verb} in the {place}"
@@ -79,3 +82,73 @@ def test_a_coin_is_not_learned() -> None:
     classes = generator.choice(["a", "b"], size=200)
     assert 30 < score_task([(features[:60], classes[:60])]) < 70
     assert 30 < score_task([(features[:100], classes[:100]), (features[100:], classes[100:])]) < 70
+
+
+def noisy(examples: int, seed: int, *, shuffled: bool = False) -> Part:
+    """Features that tell two classes in part; `shuffled` ones tell nothing."""
+    generator = np.random.default_rng(seed)
+    features = generator.normal(size=(examples, 12)).astype(np.float32)
+    classes = np.where(features[:, 0] + 1.5 * generator.normal(size=examples) > 0, "a", "b")
+    return features, generator.permutation(classes) if shuffled else classes
+
+
+def fitted(strength: float, part: Part) -> LogisticRegression:
+    return LogisticRegression(C=strength, random_state=SEED, max_iter=1000).fit(*part)
+
+
+def best_of_ten_folds(strengths: list[float], features: np.ndarray, classes: np.ndarray) -> float:
+    def accuracy(strength: float) -> float:
+        folds = StratifiedKFold(10, shuffle=True, random_state=SEED).split(features, classes)
+        scores = [fitted(strength, (features[a], classes[a])).score(features[b], classes[b]) for a, b in folds]
+        return float(np.mean(scores))
+
+    return max(strengths, key=accuracy)
+
+
+def test_a_test_part_is_scored_by_the_strength_that_ten_folds_of_the_training_part_choose() -> None:
+    training, test = noisy(80, 0), noisy(60, 1, shuffled=True)
+    best = best_of_ten_folds([0.5, 1, 2, 4, 8, 16, 32], *training)
+    expected = fitted(best, training).score(*test)
+    assert score_task([training, test]) == pytest.approx(100 * expected)
+    assert abs(expected - fitted(best, training).score(*training)) > 0.1
+
+
+def test_with_a_development_part_the_strength_is_that_which_scores_best_on_it() -> None:
+    training, development, test = noisy(40, 0), noisy(60, 1), noisy(400, 2)
+    best = max([0.25, 0.5, 1, 2, 4, 8], key=lambda strength: fitted(strength, training).score(*development))
+    expected = fitted(best, training).score(*test)
+    assert score_task([training, development, test]) == pytest.approx(100 * expected)
+    assert expected != fitted(1, training).score(*test)
+
+
+def test_a_pair_is_described_by_difference_and_product_of_embeddings_that_are_not_normalised(tiny: Path) -> None:
+    encoder = load_encoder(tiny)
+    features, classes = _embed(encoder, [(("a man", "the cat runs"), "1"), (("red hill", "a dog"), "0")])
+    u = encoder.encode(["a man", "red hill"], normalized=False)
+    v = encoder.encode(["the cat runs", "a dog"], normalized=False)
+    assert np.linalg.norm(u, axis=1).min() > 2
+    assert np.allclose(features, np.concatenate([abs(u - v), u * v], axis=1), atol=1e-5)
+    assert classes.tolist() == ["1", "0"]
+
+
+def test_the_folds_are_those_of_examples_by_their_number_of_words_and_then_the_class(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer, "STRENGTHS", [1.0])
+    generator = np.random.default_rng(0)
+    words = [word for word in WORDS.split() if word.isalpha()]
+    examples = []
+    for name, label in zip(FILES["MR"], "10", strict=True):
+        texts = [" ".join(generator.choice(words, size=size)) for size in generator.integers(2, 6, size=30)]
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("\n".join(texts))
+        examples += [(text, label) for text in texts]
+    encoder = load_encoder(tiny)
+
+    def accuracy(ordered: list[tuple[str, str]]) -> float:
+        features = encoder.encode([text for text, _ in ordered], normalized=False)
+        return score_task([(features, np.array([label for _, label in ordered]))])
+
+    expected = accuracy(sorted(examples, key=lambda example: (len(example[0].split()), example[1])))
+    assert evaluate_transfer(encoder, tmp_path)[0].accuracy == pytest.approx(expected)
+    assert expected != pytest.approx(accuracy(examples))

@@ -17,7 +17,7 @@ from simcse_train.encoders.saving import save_encoder
 from simcse_train.errors import InputError, SaveError
 from simcse_train.export import folder as module
 from simcse_train.export.folder import export
-from simcse_train.export.model_card import model_card
+from simcse_train.export.model_card import licence, model_card
 from simcse_train.runs.checkpoint import load_state
 from simcse_train.runs.folder import checkpoints
 from simcse_train.training.start import train
@@ -112,6 +112,32 @@ def test_a_base_model_on_the_hub_is_named_for_it(tiny: Path, text: Path, tmp_pat
     assert "| text | `corpus.txt` |" in card  # a checkpoint of an older version has no counts
 
 
+def test_a_card_says_whether_pairs_or_a_text_were_learned_from(text: Path, tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "pairs.csv").write_text("anchor,positive\n" + "".join(f"a man {i},the man {i}\n" for i in range(30)))
+    runs = {
+        "unsupervised": trained(text, tiny, tmp_path / "text", max_steps=1),
+        "supervised": trained(text, tiny, tmp_path / "pairs", max_steps=1, data=[], pairs=str(tmp_path / "pairs.csv")),
+    }
+    for method, run in runs.items():
+        export(run, tmp_path / method, "last")
+        assert f" trained by {method} SimCSE" in (tmp_path / method / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("named", "line"),
+    [
+        ("apache-2.0", "license: apache-2.0\n"),
+        ('"mit\\nbase_model: someone/other"', ""),
+        ('"mit # or not"', ""),
+        ("[mit, other]", ""),
+    ],
+)
+def test_a_licence_is_taken_over_only_if_it_is_a_name(named: str, line: str, tiny: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(tiny, tmp_path / "model")
+    (model / "README.md").write_text(f"---\nlicense: {named}\n---\n# Base\n")
+    assert licence(str(model)) == line
+
+
 def test_an_export_that_loads_differently_is_refused(
     text: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -134,6 +160,8 @@ def test_best_and_last_and_one_checkpoint_can_be_exported(text: Path, tiny: Path
     assert export(checkpoints(run)[0], tmp_path / "first") == 2
     first, last = (load_encoder(tmp_path / name).encode(SENTENCES) for name in ("first", "last"))
     assert not np.array_equal(first, last)
+    with pytest.raises(InputError, match="is one checkpoint; --checkpoint best needs the folder of the whole run"):
+        export(checkpoints(run)[0], tmp_path / "x", "best")
     assert export(run, tmp_path / "best", "best") == 4  # without labels, the last that is not harmed
     with pytest.raises(InputError, match="exists already"):
         export(run, tmp_path / "last")

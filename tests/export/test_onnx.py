@@ -15,6 +15,7 @@ from simcse_train.export.folder import PROBES
 from simcse_train.export.onnx import export_onnx
 from tests.conftest import EXAMPLES
 from tests.encoders.families import make_family
+from tests.encoders.matrix import make_member
 from tests.training.test_loop import settings
 
 for package in onnx.PACKAGES:
@@ -77,6 +78,12 @@ def test_a_graph_that_differs_is_not_put_in_place(tiny: Path, tmp_path: Path, mo
     monkeypatch.setattr(onnx, "embed_with_onnxruntime", lambda *_: off)
     with pytest.raises(SaveError, match="differ from the encoder's"):
         export_onnx(tiny, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_encoder_that_reads_padding_is_refused_before_a_graph_is_made(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="depend on the padding beside a sentence"):
+        export_onnx(make_member("fnet", tmp_path / "fnet"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

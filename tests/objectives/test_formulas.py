@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from simcse_train.config import make_config
 from simcse_train.objectives.debiased import Debiased
 from simcse_train.objectives.infonce import InfoNCE
 from simcse_train.objectives.neighbours import Neighbours
 from simcse_train.objectives.ntxent import NTXent
 from simcse_train.objectives.objective import Objective, Rows
 from simcse_train.objectives.queue import Queue
+from simcse_train.objectives.registry import make_objective
 from simcse_train.objectives.relational import Relational
 from simcse_train.objectives.soft import Soft
 from tests.objectives.rows import embeddings, known_rows
@@ -106,6 +108,16 @@ def test_relational_is_the_divergence_over_the_other_sentences(smoothed: bool, w
         one_hot = softmax({j: student[i][j] / 0.4 for j in [*others, twin(i)]})
         losses.append(weight * kl(p, q) - (1 - weight) * math.log(one_hot[twin(i)]))
     assert Relational(0.4, 0.2, weight, smoothed).loss(views, rows).item() == pytest.approx(mean(losses), rel=1e-10)
+
+
+@pytest.mark.parametrize("name", ["soft", "relational"])
+def test_the_starts_embeddings_are_smoothed_over_as_many_neighbours_as_asked_and_none_is_0(name: str) -> None:
+    views, rows = embeddings(5), known_rows(5)
+    found = [make_objective(make_config({"data": "x", "objective": name, "neighbours": k})) for k in (0, 5)]
+    assert [objective.needs for objective in found] == [{"start"}, {"smoothed"}]
+    only_start, only_smoothed = replace(rows, smoothed=None), replace(rows, start=None)
+    losses = [objective.loss(views, known) for objective, known in zip(found, [only_start, only_smoothed], strict=True)]
+    assert losses[0].item() != pytest.approx(losses[1].item())
 
 
 def test_an_encoder_that_is_the_start_has_no_relational_loss() -> None:

@@ -19,9 +19,10 @@ from simcse_train.report import page
 from simcse_train.report.page import report_at_end, write_report
 from simcse_train.report.summary import summarise
 from simcse_train.runs.folder import METRICS
+from simcse_train.runs.metrics import read_metrics
 from tests.browser import HOSTILE, complaints, contrast, requests, themes_of, visit
 from tests.conftest import EXAMPLES
-from tests.training.test_loop import interrupted_at
+from tests.training.test_loop import interrupted_at, settings
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +46,21 @@ def hostile_run(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = train(config).folder
     report_at_end(run)
     return run
+
+
+def test_a_run_whose_best_step_is_not_its_last_is_described_at_the_best(tiny: Path, text: Path, tmp_path: Path) -> None:
+    lines = text.read_text(encoding="utf-8").splitlines()[:20]
+    rows = load_encoder(tiny).encode(lines)
+    pairs = [f"{lines[i]}\t{lines[i + 10]}\t{float(rows[i] @ rows[i + 10])!r}\n" for i in range(10)]
+    (tmp_path / "pairs.tsv").write_text("".join(pairs), encoding="utf-8")  # a perfect score, so that step 0 is the best
+    run = train(settings(text, tiny, tmp_path / "run", max_steps=3, eval=str(tmp_path / "pairs.tsv"))).folder
+    measured = {line["step"]: line for line in read_metrics(run) if "uniformity" in line}
+    assert sorted(measured) == [0, 3]
+    summary = summarise(run)
+    assert summary.finished
+    assert summary.step == 0
+    assert summary.steps == 3
+    assert summary.after["uniformity"] == measured[0]["uniformity"] != measured[3]["uniformity"]
 
 
 def test_what_a_run_has_seen_is_what_its_folder_shows(tiny: Path, tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from simcse_train.encoders.loading import load_encoder
+from simcse_train.encoders.saving import save_encoder
 from simcse_train.search.search import open_text, search
 from tests.cli.test_commands import run
 
@@ -34,6 +36,25 @@ def test_a_second_start_embeds_nothing_and_another_encoder_does(
     encoder.pooling = "mean"
     with pytest.raises(ZeroDivisionError):
         open_text(encoder, [str(text)])
+
+
+@pytest.mark.parametrize(
+    ("file", "settings"),
+    [
+        ("sentence_bert_config.json", {"max_seq_length": 8, "do_lower_case": False}),
+        ("config_sentence_transformers.json", {"prompts": {"q": "the red dog: "}, "default_prompt_name": "q"}),
+    ],
+)
+def test_a_copy_that_reads_a_sentence_in_another_way_has_embeddings_of_its_own(
+    file: str, settings: dict[str, object], tiny: Path, text: Path, tmp_path: Path
+) -> None:
+    encoder = load_encoder(tiny)
+    save_encoder(encoder, tmp_path)
+    (tmp_path / file).write_text(json.dumps(settings))
+    other = load_encoder(tmp_path)
+    for each in (encoder, other):
+        found = open_text(each, [str(text)])
+        assert np.allclose(found.embeddings, each.encode(found.corpus.texts(np.arange(len(found.corpus)))), atol=2e-3)
 
 
 def test_the_command_takes_a_query_or_reads_them(

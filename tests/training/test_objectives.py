@@ -17,9 +17,13 @@ from simcse_train.config import TrainConfig, make_config
 from simcse_train.config_file import read_settings
 from simcse_train.data.batches import Batches
 from simcse_train.errors import InputError, Stopped
+from simcse_train.report.verdict import Outcome, judge
+from simcse_train.runs.checkpoint import load_state
+from simcse_train.runs.folder import checkpoints
 from simcse_train.runs.metrics import read_metrics
 from simcse_train.search import bank
 from simcse_train.training.start import resume, train
+from tests.conftest import make_bert
 
 # Each with the option that it alone has, so that a resumed run must read it back.
 RUNS: dict[str, dict[str, Any]] = {
@@ -151,3 +155,30 @@ def test_the_encoder_behind_the_queue_follows_the_trained_one_slowly_and_queues_
     queued = held["queue/embeddings"]
     assert queued.shape == (8, 32)
     torch.testing.assert_close(queued.norm(dim=1), torch.ones(8))
+
+
+@pytest.mark.parametrize("other", ["another length", "another encoder"])
+def test_neighbours_are_those_of_this_encoder_at_this_length_whatever_ran_before(
+    few: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: str
+) -> None:
+    common: dict[str, Any] = {"objective": "neighbours", "neighbours": 4, "max_steps": 3}
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "used"))
+    if other == "another length":
+        train(settings(few, tiny, tmp_path / "before", **common, max_length=5))
+    else:
+        train(settings(few, make_bert(tmp_path / "other", hidden=48), tmp_path / "before", **common))
+    after = train(settings(few, tiny, tmp_path / "after", **common)).folder
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "new"))
+    alone = train(settings(few, tiny, tmp_path / "alone", **common)).folder
+    assert bits(after) == bits(alone)
+
+
+def test_a_run_on_pairs_gives_the_trained_encoder_however_its_neighbours_changed(few: Path, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"pairs": "pairs.csv", "data": [], "max_steps": 3, "learning_rate": 0.05}
+    run = train(settings(few, Path("starter"), tmp_path / "run", **changes, kernels="off")).folder
+    before, after = (line for line in read_metrics(run) if "uniformity" in line)
+    assert judge(before, after).outcome == Outcome.HARMED  # as it would be called on a text
+    (state,) = [load_state(path) for path in checkpoints(run)]
+    assert (state.step, state.best_step) == (3, 3)
+    trained = load_file(checkpoints(run)[0] / "encoder" / "model.safetensors")
+    assert bits(run) == {name: tensor.numpy().tobytes() for name, tensor in trained.items()}
