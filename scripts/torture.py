@@ -18,6 +18,7 @@ import json
 import multiprocessing
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -192,6 +193,7 @@ def live(
 ) -> None:
     """Run the command line as a process of the run: note its phase and wait before every change to the disk."""
     os.environ.update(environment, XDG_CACHE_HOME=f"{folder}/cache")
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup a child would inherit that a hangup is ignored
     screen = os.open(f"{folder}/screen.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(screen, 1)
     os.dup2(screen, 2)
