@@ -80,6 +80,8 @@ def judge(before: Mapping[str, float], after: Mapping[str, float]) -> Verdict:
             f"Two views of a sentence, which differ only by dropout, have moved apart: alignment went from "
             f"{before['alignment']:.2f} to {after['alignment']:.2f}",
         )
+    if "neighbours_kept" not in before:
+        return Verdict(Outcome.UNCLEAR, f"There were fewer than {FEWEST} sentences to measure, too few to tell")
     uniformity = f"uniformity went from {before['uniformity']:.2f} to {after['uniformity']:.2f}"
     if before["uniformity"] >= TUNED:
         return Verdict(
@@ -87,8 +89,6 @@ def judge(before: Mapping[str, float], after: Mapping[str, float]) -> Verdict:
             f"The encoder was a plain language model before training; {uniformity}. Only labelled pairs (--eval) can "
             "tell whether it became better",
         )
-    if "neighbours_kept" not in before:
-        return Verdict(Outcome.UNCLEAR, f"There were fewer than {FEWEST} sentences to measure, too few to tell")
     if not {"neighbours_kept", "neighbour_contrast"} <= after.keys():
         return unknown
     kept = after["neighbours_kept"]

@@ -144,6 +144,11 @@ def test_a_few_sentences_are_not_judged_by_their_neighbours(
         assert "fewer than 20 sentences" in judged.reason
 
 
+def test_few_sentences_do_not_say_what_kind_the_encoder_is() -> None:
+    plain = FEW | {"uniformity": -1.0}
+    assert "fewer than 20 sentences" in judge(plain, plain | {"uniformity": -1.5}).reason
+
+
 def test_a_harm_that_pairs_may_have_asked_for_is_said_beside_the_export(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
