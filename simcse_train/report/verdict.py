@@ -99,7 +99,7 @@ def judge(before: Mapping[str, float], after: Mapping[str, float]) -> Verdict:
             Outcome.HARMED,
             f"Only {kept:.0%} of the ten nearest neighbours of a sentence are the same as before training",
         )
-    had = before["neighbour_contrast"]  # 0 where there are too few sentences to have neighbours and others
+    had = before["neighbour_contrast"]  # 0 where all sentences have one embedding
     contrast = after["neighbour_contrast"] / had - 1 if had else 0.0
     spread = before["uniformity"] - after["uniformity"] > GAINED_UNIFORMITY
     if general and spread and alignment < KEPT_ALIGNMENT and contrast < RISEN_CONTRAST:
