@@ -204,7 +204,7 @@ class TrainConfig(BaseModel):
     def _path_as_text(cls, value: object) -> object:
         """Take a path as Python programs have it, but not an empty one, as of a variable that is not set."""
         if value == "":
-            raise ValueError("is empty; name a file or folder, or leave it out")
+            raise ValueError("an empty name; name a file or folder, or leave it out")
         return _as_text(value)
 
     @model_validator(mode="after")
@@ -277,9 +277,11 @@ def _explain(error: ValidationError) -> str:
         near = difflib.get_close_matches(field.replace("-", "_"), TrainConfig.model_fields, n=1, cutoff=0.5)
         hint = f"Did you mean {near[0]!r}?" if near else f"The settings are {', '.join(TrainConfig.model_fields)}."
         return f"There is no setting {field!r}. {hint}"
+    message: str = found["msg"].removeprefix("Value error, ")
     if not found["loc"]:  # from the check of all settings together
-        return found["msg"].removeprefix("Value error, ")
-    return f"{option(field)} {found['input']}: {found['msg'][0].lower()}{found['msg'][1:]}."
+        return message
+    given = "''" if found["input"] == "" else found["input"]
+    return f"{option(field)} {given}: {message[0].lower()}{message[1:]}."
 
 
 def make_config(settings: Mapping[str, Any], source: str | None = None, *, complete: bool = True) -> TrainConfig:

@@ -70,8 +70,8 @@ def test_a_setting_out_of_range_is_named_with_what_is_allowed(settings: dict[str
         ),
         ({"data": [], "pairs": "p.csv", "view": "repetition"}, "--view repetition is for the text of --data"),
         ({"pairs": "p.csv", "patience": 3}, "--patience 3: what --pairs ask for .* Name them with --eval"),
-        ({"pairs": ""}, "--pairs : .*is empty"),
-        ({"output": ""}, "--output : .*is empty"),
+        ({"pairs": ""}, "^--pairs '': an empty name; name a file or folder, or leave it out\\.$"),
+        ({"output": ""}, "^--output '': an empty name; "),
     ],
 )
 def test_a_setting_that_the_others_make_meaningless_is_refused(settings: dict[str, object], message: str) -> None:

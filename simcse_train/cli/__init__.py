@@ -98,21 +98,22 @@ def train_command(
             report_at_end(run.folder, run.seen)
     except KeyboardInterrupt as error:  # typer would turn it into a silent 130, whatever the signal
         number = getattr(error, "signal_number", signal.SIGINT)
-        output = {**from_file, **given}.get("output")
-        _exit(_stopped_at_once(resume or (Path(output) if output else None)), SIGNALLED + number)
+        _exit(_stopped_at_once(resume, {**from_file, **given}.get("output")), SIGNALLED + number)
 
 
-def _stopped_at_once(run: Path | None) -> str:
-    """Return what to do after an interrupt that did not wait for the end of a step; `run` is the folder that is known.
+def _stopped_at_once(resume: Path | None, output: str | None) -> str:
+    """Return what to do after an interrupt that did not wait for the end of a step.
 
-    Before training begins, nothing is left of a new run.
+    `resume` and `output` are what the command names. Before training begins, nothing is left of a new run.
     """
+    run = resume or (Path(output).expanduser() if output else None)
     if run is None:
         return (
             "Stopped at once. Start the run again; had training begun, --resume continues the newest folder in runs/."
         )
-    exists = run.expanduser().exists()
-    return f"Stopped at once. {f'To continue: {launcher.resuming(run)}' if exists else 'Start the run again.'}"
+    if resume is None and not (run / "config.yaml").exists():
+        return "Stopped at once. Start the run again."
+    return f"Stopped at once. To continue: {launcher.resuming(run)}"
 
 
 def _option_for(name: str, field: FieldInfo) -> inspect.Parameter:

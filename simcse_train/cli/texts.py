@@ -28,7 +28,8 @@ def inspect_command(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
     """Look at a text and an encoder before training: lengths, similar sentences, settings that fit."""
-    make_config({"data": data, "max_length": max_length, "batch_size": batch_size, "pooling": pooling})  # the limits
+    # The limits are those of a training.
+    make_config({"data": data, "max_length": max_length, "batch_size": batch_size, "pooling": pooling})
     require_text(data)
     import_quietly()
     from simcse_train.report.inspect import as_text, inspect_text

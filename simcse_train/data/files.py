@@ -128,8 +128,8 @@ def _in_folder(folder: Path, option: str) -> list[Path]:
     return files
 
 
-def _holds_an_encoder(folder: Path) -> bool:
-    """Return whether a folder is a run of this program or a model, whose files are no texts."""
+def _is_run_or_encoder(folder: Path) -> bool:
+    """Return whether a folder is a run of this program or an encoder, whose files are no texts."""
     is_run = (folder / "checkpoints").is_dir() and (folder / "config.yaml").is_file()
     return is_run or ((folder / "config.json").is_file() and any(folder.glob("*.safetensors")))
 
@@ -138,7 +138,7 @@ def _is_the_users(path: Path, folder: Path) -> bool:
     """Return whether a file below a folder is neither hidden nor a part of a run or an encoder."""
     above = [folder, *(parent for parent in path.parents if folder in parent.parents)]
     is_hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-    return not is_hidden and not any(map(_holds_an_encoder, above))
+    return not is_hidden and not any(map(_is_run_or_encoder, above))
 
 
 def _described(path: Path, option: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from simcse_train.search.embeddings import embed_rows_together
 BATCH = 64  # sentences embedded at once
 VIEWED = 128  # sentences of which two views are embedded: alignment is a mean that needs no more
 NEIGHBOURS = 10
-FEWEST = 2 * NEIGHBOURS  # sentences in which the nearest ones are less than about half of all
+FEWEST = 2 * NEIGHBOURS  # sentences: of fewer, the ten nearest would be most of the others
 RUNS = 4  # of k-means
 
 

@@ -20,7 +20,14 @@ from simcse_train.encoders.saving import ENCODER, save_encoder
 from simcse_train.errors import InputError, SaveError
 from simcse_train.export.model_card import model_card
 from simcse_train.runs.atomic import write_folder
-from simcse_train.runs.checkpoint import State, find_checkpoint, is_checkpoint, load_checkpoint_encoder, load_state
+from simcse_train.runs.checkpoint import (
+    State,
+    find_checkpoint,
+    is_checkpoint,
+    load_checkpoint_encoder,
+    load_state,
+    newest_state,
+)
 from simcse_train.runs.folder import checkpoint_path, checkpoints, run_of
 from simcse_train.runs.manifest import damage
 from simcse_train.runs.start import load_start
@@ -60,10 +67,17 @@ def export(source: Path, target: Path, which: str | None = None) -> int:
 def load_saved_encoder(name_or_path: str, *, pooling: str = "auto") -> Encoder:
     """Load what a user calls an encoder: an export, a model, a finished run, or a run that was stopped or still trains.
 
-    Of a run without an export the newest intact checkpoint is loaded. Raises `InputError` as `load_encoder` does.
+    Of a run without an export the newest intact checkpoint is loaded. A run that was made longer since its export may
+    not be at its end: the export is loaded, and a warning says so. Raises `InputError` as `load_encoder` does.
     """
     path = Path(name_or_path)
     if not checkpoints(path) or (path / ENCODER).exists():
+        state = newest_state(path)
+        if state is not None and not state.is_last:
+            logger.warning(
+                f"{path} was made longer after it had finished, and is at step {state.step} of {state.steps}: its "
+                f"export of before is used. To export what it is now: simcse-train export {path} OUT"
+            )
         return load_encoder(name_or_path, pooling=pooling)
     return use_newest(path, lambda newest: load_encoder(newest, pooling=pooling))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,8 +21,8 @@ from simcse_train.errors import InputError
 from simcse_train.evaluation.geometry import Space, look
 from simcse_train.export.folder import load_saved_encoder
 from simcse_train.report.verdict import judge, only_measures
-from simcse_train.runs.checkpoint import State, load_state
-from simcse_train.runs.folder import CONFIG, ENCODER, checkpoint_path, checkpoints
+from simcse_train.runs.checkpoint import State, newest_state
+from simcse_train.runs.folder import CONFIG, ENCODER, checkpoint_path
 from simcse_train.runs.metrics import read_metrics
 from simcse_train.runs.start import load_start
 from simcse_train.search.index import nearest
@@ -113,8 +112,8 @@ def summarise(run: Path, *, with_sentences: bool = True, seen: Seen | None = Non
         raise InputError(f"{run} is not a run: there is no {CONFIG} in it. Give the folder that simcse-train wrote.")
     config = make_config(read_settings(run / CONFIG), source=str(run / CONFIG))
     lines = read_metrics(run)
-    newest = _newest_state(run)
-    finished = (run / ENCODER).is_dir() and (newest is None or _is_at_its_end(newest, config))
+    newest = newest_state(run)
+    finished = (run / ENCODER).is_dir() and (newest is None or newest.is_last)
     state = newest
     if newest is not None and finished and newest.best_step is not None:
         state = replace(newest, step=newest.best_step)
@@ -146,20 +145,6 @@ def summarise(run: Path, *, with_sentences: bool = True, seen: Seen | None = Non
         examples=examples,
         missing=missing,
     )
-
-
-def _newest_state(run: Path) -> State | None:
-    """Return the state of the newest checkpoint that can be read; None without any."""
-    for newest in reversed(checkpoints(run)):
-        with contextlib.suppress(InputError):  # damaged, or removed by the run a moment ago
-            return load_state(newest)
-    return None
-
-
-def _is_at_its_end(state: State, config: TrainConfig) -> bool:
-    """Return whether no step follows; a run that was finished once may have been made longer, and then stopped."""
-    out_of_patience = config.patience is not None and state.without_improvement >= config.patience
-    return state.step >= state.steps or out_of_patience
 
 
 def _look(run: Path, config: TrainConfig, state: State | None, finished: bool) -> Seen:

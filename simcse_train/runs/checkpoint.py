@@ -7,6 +7,7 @@ objective's own state, `state.json`, and a manifest with the size and SHA-256 of
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -59,6 +60,12 @@ class State:
     counts: dict[str, int] | None = None  # of the lines of the text
     processes: int = 1  # that trained together
     order: int = 1  # how the order of an epoch is made; 1 for checkpoints that do not say
+
+    @property
+    def is_last(self) -> bool:
+        """Whether no step follows: all were taken, or the patience is used up."""
+        patience = self.settings.get("patience")
+        return self.step >= self.steps or (patience is not None and self.without_improvement >= patience)
 
     def config(self) -> TrainConfig:
         """Return the settings of the run; raises `InputError` if this version does not know one of them."""
@@ -169,6 +176,14 @@ def load_state(checkpoint: Path) -> State:
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"{checkpoint / STATE} was not written by this version of simcse-train ({reason}).") from None
+
+
+def newest_state(run: Path) -> State | None:
+    """Return the state of a run's newest checkpoint that can be read; None without any."""
+    for newest in reversed(checkpoints(run)):
+        with contextlib.suppress(InputError):  # damaged, or removed by the run a moment ago
+            return load_state(newest)
+    return None
 
 
 def load_checkpoint_encoder(checkpoint: Path, config: TrainConfig, *, packed: bool = True) -> Encoder:

@@ -15,6 +15,7 @@ from simcse_train.data.batches import held_out_sentences
 from simcse_train.data.corpus import open_corpus
 from simcse_train.errors import InputError, Stopped
 from simcse_train.evaluation.geometry import alignment, look
+from simcse_train.export.folder import load_saved_encoder
 from simcse_train.report import page
 from simcse_train.report.page import report_at_end, write_report
 from simcse_train.report.summary import summarise
@@ -213,7 +214,7 @@ def test_a_page_that_fails_or_cannot_be_drawn_is_one_line_and_no_failure(
 
 
 def test_a_run_made_longer_and_stopped_is_not_finished(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     data = str(EXAMPLES / "sentences.txt")
     config = TrainConfig(data=[data], model=str(tiny), output=str(tmp_path / "run"), batch_size=16, max_steps=2)
@@ -230,3 +231,6 @@ def test_a_run_made_longer_and_stopped_is_not_finished(
     cosines = (space @ space.T).fill_diagonal_(-1).max(dim=1).values
     assert found.cosines is not None
     np.testing.assert_allclose(found.cosines[1].nearest, cosines, atol=1e-5)
+    assert "export of before is used" not in caplog.text
+    load_saved_encoder(str(run))
+    assert "is at step 4 of 6: its export of before is used" in caplog.text

@@ -123,6 +123,7 @@ def test_patience_ends_a_run_that_does_not_improve_and_a_resumed_one_stops_at_th
     saved = checkpoints(run.folder)
     assert [path.name for path in saved] == ["step-00000003", "step-00000006"]
     assert load_state(saved[-1]).without_improvement == 3
+    assert [load_state(path).is_last for path in saved] == [False, True]
     again = resume(saved[0])
     steps = [json.loads(line)["step"] for line in (again.folder / "metrics.jsonl").read_text().splitlines()]
     assert steps[-1] == 6

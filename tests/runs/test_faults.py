@@ -311,7 +311,7 @@ def test_a_signal_before_training_begins_leaves_nothing(number: signal.Signals, 
     life.until(lambda: left_over(tmp_path / "cache"))
     life.send(number)
     assert life.ends() == 128 + number
-    assert life.last_paragraph().startswith("Stopped at once.")
+    assert life.last_paragraph() == "Stopped at once. Start the run again."
     assert not (tmp_path / "run").exists()
     assert not left_over(tmp_path / "cache")
 
