@@ -13,7 +13,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
@@ -70,7 +69,8 @@ class WordTokens:
         words, first = divide(texts, lowercase=self._lowercase)
         encoded = words.dictionary_encode()
         with REMEMBERING:  # also by other threads
-            numbers = self._numbers_of(encoded.dictionary.to_pylist())[encoded.indices.to_numpy()]  # (words,)
+            # Arrow's own `to_numpy` and `array` import pandas where it is installed, which a start would wait for.
+            numbers = self._numbers_of(encoded.dictionary.to_pylist())[np.from_dlpack(encoded.indices)]  # (words,)
             tokens, starts, sizes = self._tokens, self._starts[numbers], self._sizes[numbers]
         before = np.append(0, sizes.cumsum())  # (words + 1,): tokens before each word, in all texts
         ends = before[first]  # (texts + 1,): tokens before each text
@@ -125,10 +125,10 @@ def divide(texts: Sequence[str], *, lowercase: bool) -> tuple[pa.LargeStringArra
 
     Words end at spaces and at ASCII punctuation, each mark of which is a word. With `lowercase`, A to Z are lowered.
     """
-    array = pa.array(texts, pa.large_string())
-    _, offsets, content = (pc.ascii_lower(array) if lowercase else array).buffers()
-    edges = np.frombuffer(offsets, np.int64)[: len(texts) + 1]
-    characters = np.frombuffer(content or b"", np.uint8)[: edges[-1]]  # bytes of UTF-8: no space or mark is in a letter
+    encoded = [text.encode() for text in texts]
+    content = b"".join(encoded)
+    characters = np.frombuffer(content.lower() if lowercase else content, np.uint8)  # no byte of a letter is a mark
+    edges = np.append(0, np.fromiter(map(len, encoded), np.int64, len(encoded)).cumsum())
     is_mark = IS_MARK[characters]
     is_space = characters == ord(" ")
     after_letter = np.zeros(len(characters), bool)  # whether a letter of the same text stands before

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from simcse_train.config import LEARNING_RATE
-from simcse_train.evaluation.geometry import cluster_agreement, uniformity
+from simcse_train.evaluation.geometry import known_agreement, uniformity
 from simcse_train.evaluation.hardness import negative_cosines
 
 TUNED = -2.2  # uniformity below which an encoder has been trained to tell sentences apart
@@ -69,7 +69,7 @@ def diagnose(embeddings: Tensor) -> Diagnosis:
         uniformity=uniformity(embeddings),
         mean_cosine=float(negatives.mean()),
         hardest_negative=float(negatives[:, 0].mean()),
-        cluster_agreement=cluster_agreement(embeddings),
+        cluster_agreement=known_agreement(embeddings),
         others=negatives.shape[1],
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from simcse_train import distributed
 from simcse_train.encoders.encoder import Encoder
 from simcse_train.encoders.packing import pack
 from simcse_train.randomness import seeded
+from simcse_train.search.cached_arrays import remember, remembered
 from simcse_train.search.embeddings import embed_rows_together
 
 BATCH = 64  # sentences embedded at once
@@ -107,6 +109,16 @@ def neighbour_contrast(embeddings: Tensor, nearest: Tensor) -> float:
     cosines = embeddings @ embeddings.T
     others = (cosines.sum() - cosines.diagonal().sum()) / (len(cosines) * (len(cosines) - 1))
     return float(cosines.gather(1, nearest).mean() - others)
+
+
+def known_agreement(embeddings: Tensor) -> float:
+    """Return `cluster_agreement`, from the cache where the same embeddings (rows, hidden) were clustered before."""
+    key = hashlib.sha256(embeddings.float().cpu().numpy().tobytes()).hexdigest()
+    found = remembered("agreement", key)
+    if found is None:
+        found = np.array(cluster_agreement(embeddings))
+        remember("agreement", key, found)
+    return float(found)
 
 
 def cluster_agreement(embeddings: Tensor) -> float:

@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
-from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm.auto import tqdm
 
 from simcse_train import distributed
-from simcse_train.cache import cache_folder
 from simcse_train.encoders.encoder import Encoder
 from simcse_train.encoders.packing import moved, pack
 from simcse_train.errors import InputError
-from simcse_train.runs.atomic import PARTIAL, flush
+from simcse_train.search.cached_arrays import cached_array, remember, remembered
 
 BATCH = 64  # sentences embedded at once
 CHUNK = 4096  # sentences read, sorted by length, and written at once
 
-T = TypeVar("T", bound=np.generic)
 Autocast = Callable[[], AbstractContextManager[None]]
 Tokens = Callable[[NDArray[np.int64]], list[list[int]]]  # numbers of sentences -> their token ids
 
@@ -69,6 +61,26 @@ def embed_rows_together(encoder: Encoder, rows: Sequence[Sequence[int]], autocas
     """Return what `embed_rows` does; every process is given the same rows and computes its share of them."""
     first, end = distributed.shares(len(rows))[distributed.rank()]
     return distributed.gather_shares(embed_rows(encoder, rows[first:end], autocast), len(rows))
+
+
+def known_embeddings(encoder: Encoder, rows: Sequence[Sequence[int]]) -> Tensor:
+    """Return what `embed_rows_together` does, from the cache if an earlier run had the same rows and encoder.
+
+    Raises `InputError` if an embedding is not finite.
+    """
+    how = [distributed.world_size(), encoder.device.type, encoder.batches]  # it may change the last bits
+    key = [encoder_fingerprint(encoder), hashlib.sha256(json.dumps(rows).encode()).hexdigest(), *how]
+    held = remembered("embedded", key) if distributed.is_main() else None
+    if distributed.from_main(lambda: held is not None):
+        mine = np.zeros((0, encoder.hidden_size), np.float32) if held is None else held
+        counts = [len(rows), *[0] * (distributed.world_size() - 1)]
+        return distributed.gather_rows(torch.from_numpy(mine).to(encoder.device), counts)
+    found = embed_rows_together(encoder, rows)
+    values: NDArray[np.float32] = found.cpu().numpy()
+    require_finite(values, lambda row: encoder.tokenizer.text(rows[row]))
+    if distributed.is_main():
+        remember("embedded", key, values)
+    return found
 
 
 def encode_together(
@@ -136,61 +148,6 @@ def encoder_fingerprint(encoder: Encoder) -> str:
             found.update(name.encode())
             found.update(weights.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
-
-
-def cached_array(
-    name: str, key: object, shape: tuple[int, int], dtype: type[T], write: Callable[[NDArray[T]], None]
-) -> NDArray[T]:
-    """Return an array from the cache, memory-mapped; `write` fills it if the cache has none under this name and key.
-
-    A process that needs an array that another is computing waits for it. Raises `InputError` if the cache cannot be
-    written or holds something else.
-    """
-    digest = hashlib.sha256(json.dumps([key, shape, str(np.dtype(dtype))]).encode()).hexdigest()
-    path = cache_folder() / f"{name}-{digest[:32]}.npy"
-    try:
-        with contextlib.nullcontext() if path.exists() else _alone(path) as partial:
-            if partial is not None and not path.exists():
-                out = open_memmap(partial, mode="w+", dtype=dtype, shape=shape)
-                _reserve(partial)
-                write(out)
-                out.flush()
-                flush(partial)
-                partial.rename(path)
-    except OSError as error:
-        raise InputError(
-            f"Embeddings cannot be kept in {path.parent} ({error.strerror or error}). Free space, or set "
-            "XDG_CACHE_HOME to another folder."
-        ) from None
-    try:
-        # Copy-on-write: torch warns of arrays that it may not write to.
-        found: NDArray[T] = np.load(path, mmap_mode="c")
-        if found.shape != shape or found.dtype != dtype:
-            raise ValueError("it has another shape")
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path} cannot be read ({error}). Delete that file and run again.") from None
-    return found
-
-
-def _reserve(path: Path) -> None:
-    """Give a file its place on the disk: to write into a mapped file that finds none kills the process."""
-    if hasattr(os, "posix_fallocate"):  # macOS has none
-        with path.open("r+b") as stream:
-            os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
-
-
-@contextlib.contextmanager
-def _alone(path: Path) -> Iterator[Path]:
-    """Yield the file to write before it is renamed to `path`, locked; the system unlocks it when the process ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}{PARTIAL}")
-    lock = path.with_name(f".{path.name}.lock")
-    with lock.open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        try:
-            yield partial
-        finally:
-            partial.unlink(missing_ok=True)
 
 
 def _digest(numbers: NDArray[np.int64]) -> str:

@@ -23,6 +23,7 @@ from simcse_train.evaluation.geometry import (
     Space,
     alignment,
     cluster_agreement,
+    known_agreement,
     look,
     nearest_rows,
     neighbour_contrast,
@@ -33,7 +34,7 @@ from simcse_train.evaluation.sts import similarity_score
 from simcse_train.report.verdict import Outcome, describe, judge
 from simcse_train.runs.folder import last_saved
 from simcse_train.runs.metrics import log_metrics, read_metrics
-from simcse_train.search.embeddings import embed_rows, embed_rows_together, require_finite
+from simcse_train.search.embeddings import embed_rows, known_embeddings
 from simcse_train.training.readback import Readback
 
 logger = logging.getLogger(__name__)
@@ -76,14 +77,12 @@ def look_before(encoder: Encoder, batches: Batches) -> Before:
     unknown = encoder.tokenizer.unknown_share(sample)
     if unknown > MANY_UNKNOWN and distributed.is_main():
         logger.warning(unknown_words(unknown))
-    of_sample = embed_rows_together(encoder, sample)
-    require_finite(of_sample.cpu().numpy(), lambda row: encoder.tokenizer.text(sample[row]))
+    of_sample = known_embeddings(encoder, sample)
     diagnosis = diagnose(of_sample)
     if measured == sample:
         return Before(of_sample, diagnosis.cluster_agreement, diagnosis)
-    embeddings = embed_rows_together(encoder, measured)
-    require_finite(embeddings.cpu().numpy(), lambda row: encoder.tokenizer.text(measured[row]))
-    return Before(embeddings, cluster_agreement(embeddings), diagnosis)
+    embeddings = known_embeddings(encoder, measured)
+    return Before(embeddings, known_agreement(embeddings), diagnosis)
 
 
 class Monitor:

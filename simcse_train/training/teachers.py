@@ -21,7 +21,8 @@ from simcse_train.objectives.objective import Objective, Rows
 from simcse_train.runs.folder import START
 from simcse_train.runs.start import load_start
 from simcse_train.search.bank import Bank, bank_positions
-from simcse_train.search.embeddings import Autocast, cached_array, cached_embeddings, encoder_fingerprint
+from simcse_train.search.cached_arrays import cached_array
+from simcse_train.search.embeddings import Autocast, cached_embeddings, encoder_fingerprint
 from simcse_train.search.index import mutual_neighbours
 
 MOMENTUM = "momentum/"  # before the names of the momentum encoder's tensors in a checkpoint

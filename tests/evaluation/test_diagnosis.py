@@ -6,8 +6,15 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from simcse_train.evaluation import geometry
 from simcse_train.evaluation.diagnosis import Diagnosis, diagnose, recommend, recommend_for_pairs
-from simcse_train.evaluation.geometry import cluster_agreement, nearest_rows, neighbour_contrast, neighbours_kept
+from simcse_train.evaluation.geometry import (
+    cluster_agreement,
+    known_agreement,
+    nearest_rows,
+    neighbour_contrast,
+    neighbours_kept,
+)
 from simcse_train.evaluation.hardness import gradient_shares, most_similar_pairs, negative_cosines
 
 
@@ -110,3 +117,12 @@ def test_sentences_that_are_unlike_are_still_pairs_of_different_ones() -> None:
     rows = torch.tensor([[1.0, 0], [-0.6, 0.8], [-0.6, -0.8]])
     found = [(pair.first, pair.second, round(pair.cosine, 3)) for pair in most_similar_pairs(rows, 3, 9)]
     assert found == [(1, 2, -0.28), (0, 1, -0.6), (0, 2, -0.6)]
+
+
+def test_the_agreement_of_clusterings_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = random_rows(200, 8), random_rows(200, 8, seed=1)
+    expected = [cluster_agreement(first), cluster_agreement(second)]
+    assert expected[0] != expected[1]
+    assert [known_agreement(first), known_agreement(second)] == expected
+    monkeypatch.delattr(geometry, "cluster_agreement")
+    assert [known_agreement(first), known_agreement(second)] == expected

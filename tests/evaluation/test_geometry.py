@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from simcse_train import distributed
 from simcse_train.encoders.loading import load_encoder
 from simcse_train.evaluation.geometry import alignment, embed_views, uniformity
-from simcse_train.search.embeddings import embed_rows, embed_rows_together, encode_together
+from simcse_train.search.embeddings import embed_rows, embed_rows_together, encode_together, known_embeddings
 from tests.launch import run
 
 SENTENCES = ["a man", "the cat runs", "a dog", "the big red dog runs in the park on the blue hill"]
@@ -64,7 +64,11 @@ def embed_a_share(tiny: Path, target: Path) -> None:
         plain = embed_rows_together(encoder, rows)
         encoded = torch.from_numpy(encode_together(encoder, sentences))
         own = torch.tensor([sum(embedded)])
+        new = known_embeddings(encoder, rows)
+        embedded.clear()
+        known = known_embeddings(encoder, rows)
         found = {"first": first, "second": second, "plain": plain, "encoded": encoded, "own": own}
+        found |= {"new": new, "known": known, "again": torch.tensor(sum(embedded))}
         save_file(found, target.with_suffix(f".{distributed.rank()}"))
 
 
@@ -75,7 +79,9 @@ def test_processes_share_what_is_measured_and_get_what_one_would(tiny: Path, tmp
     shares = [load_file(tmp_path / f"together.{rank}") for rank in range(3)]
     assert alone["own"] == 4 * 200  # two views, and twice the sentences
     for share in shares:
-        for name in ("first", "second", "plain", "encoded"):
+        assert torch.equal(share["known"], share["new"])
+        assert share["again"] == 0
+        for name in ("first", "second", "plain", "encoded", "new"):
             torch.testing.assert_close(share[name], alone[name], rtol=0, atol=1e-6)
     # Of four batches of views the first two processes take one each, of the rest each a third.
     assert [int(share["own"]) for share in shares] == [2 * 64 + 66 + 66, 2 * 64 + 67 + 67, 2 * 72 + 67 + 67]

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import os
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +11,9 @@ from simcse_train.cache import cache_folder
 from simcse_train.encoders.encoder import Encoder
 from simcse_train.encoders.loading import load_encoder
 from simcse_train.encoders.modules import Dense
-from simcse_train.errors import InputError
 from simcse_train.search import bank as bank_module
 from simcse_train.search.bank import Bank
-from simcse_train.search.embeddings import cached_array, cached_embeddings, encoder_fingerprint
+from simcse_train.search.embeddings import cached_embeddings, embed_rows, encoder_fingerprint, known_embeddings
 
 SENTENCES = ["a man plays", "the dog runs in the park", "a cat", "red", "the woman sings on a hill", "blue guitar"]
 
@@ -82,52 +79,34 @@ def test_the_fingerprint_is_also_that_of_the_modules_after_the_pooling(tiny: Pat
     assert fingerprint(torch.nn.Tanh()) == found[1]
 
 
-@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="not on this system")
-def test_an_array_has_its_place_on_the_disk_before_it_is_written(cache: Path) -> None:
-    """A mapped file that finds none kills the process."""
+def test_embeddings_of_an_earlier_run_are_those_that_would_be_computed(
+    tiny: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = load_encoder(tiny, pooling="mean").train()
+    rows = encoder.tokenizer.tokenize(SENTENCES, 12)
+    computed: list[int] = []
+    embed = encoder.embed
 
-    def write(out: NDArray[np.float32]) -> None:
-        (partial,) = cache.glob(".x-*.partial")
-        assert partial.stat().st_blocks * 512 >= out.nbytes > 10**6
-        out[:] = 1
+    def counted(tokens: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        computed.append(len(lengths))
+        return embed(tokens, lengths)
 
-    cached_array("x", 1, (1000, 300), np.float32, write)
-
-
-def test_a_failed_computation_leaves_nothing_and_a_second_caller_waits_for_the_first(cache: Path) -> None:
-    def fail(out: NDArray[np.float32]) -> None:
-        raise RuntimeError("stopped")
-
-    with pytest.raises(RuntimeError):
-        cached_array("x", 1, (2, 3), np.float32, fail)
-    assert not [path for path in cache.iterdir() if path.suffix != ".lock"]
-    begun, released, calls = threading.Event(), threading.Event(), []
-
-    def slow(out: NDArray[np.float32]) -> None:
-        calls.append(1)
-        begun.set()
-        released.wait(20)
-        out[:] = 7
-
-    first = threading.Thread(target=cached_array, args=("x", 1, (2, 3), np.float32, slow))
-    first.start()
-    begun.wait(20)
-    results: list[NDArray[np.float32]] = []
-    second = threading.Thread(target=lambda: results.append(cached_array("x", 1, (2, 3), np.float32, slow)))
-    second.start()
-    released.set()
-    first.join()
-    second.join()
-    assert len(calls) == 1
-    assert results[0].tolist() == [[7, 7, 7]] * 2
-
-
-def test_a_damaged_array_is_named(cache: Path) -> None:
-    cached_array("x", 1, (2, 3), np.float32, lambda out: out.fill(1))
-    (path,) = cache.glob("x-*.npy")
-    path.write_bytes(path.read_bytes()[:-4])
-    with pytest.raises(InputError, match=f"{path.name} cannot be read.*Delete that file"):
-        cached_array("x", 1, (2, 3), np.float32, lambda out: out.fill(1))
+    monkeypatch.setattr(encoder, "embed", counted)
+    first, second = known_embeddings(encoder, rows), known_embeddings(encoder, rows)
+    assert computed == [len(rows)]
+    assert torch.equal(first, embed_rows(encoder, rows))
+    assert torch.equal(second, first)
+    computed.clear()
+    known_embeddings(encoder, rows[1:])
+    monkeypatch.setattr(encoder, "pooling", "cls")
+    known_embeddings(encoder, rows)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        known_embeddings(encoder, rows)
+    finally:
+        torch.set_num_threads(threads)
+    assert computed == [len(rows) - 1, len(rows), len(rows)]
 
 
 @pytest.mark.parametrize("size", [3, 6])
