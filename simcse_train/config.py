@@ -228,13 +228,17 @@ class TrainConfig(BaseModel):
                 f"--view {self.view} does not combine with --objective neighbours, where a second view is a neighbour. "
                 "Leave one of them out."
             )
+        if self.objective == "relational" and self.start_weight == 1 and not self.pairs:
+            for name in ("temperature", "mask_similar"):
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(
+                        f"{option(name)} {getattr(self, name)} is for NT-Xent, of which --objective relational takes "
+                        "nothing at --start-weight 1. Leave it out, or lower that."
+                    )
         if not self.data:
-            for name, allowed in (
-                ("objective", ("auto", "infonce")),
-                ("view", ("dropout",)),
-                ("text_column", (None,)),
-            ):
-                if getattr(self, name) not in allowed:
+            allowed = {"objective": ("auto", "infonce"), "view": ("dropout",), "text_column": (None,)}
+            for name, values in allowed.items():
+                if getattr(self, name) not in values:
                     raise ValueError(
                         f"{option(name)} {getattr(self, name)} is for the text of --data, and there are only --pairs, "
                         "which are trained with the paper's supervised objective. Leave it out, or name a text."

@@ -65,6 +65,11 @@ def test_a_setting_out_of_range_is_named_with_what_is_allowed(settings: dict[str
             "--view repetition does not combine with --objective neigh",
         ),
         (
+            {"objective": "relational", "start_weight": 1, "temperature": 0.1},
+            "--temperature 0.1 is for NT-Xent, of which --objective relational takes nothing at --start-weight 1. ",
+        ),
+        ({"objective": "relational", "start_weight": 1.0, "mask_similar": 0.99}, "--mask-similar 0.99 is for NT-Xent"),
+        (
             {"data": [], "pairs": "p.csv", "objective": "soft"},
             "--objective soft is for the text of --data, and there are",
         ),
@@ -77,6 +82,13 @@ def test_a_setting_out_of_range_is_named_with_what_is_allowed(settings: dict[str
 def test_a_setting_that_the_others_make_meaningless_is_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         make_config({"data": "x.txt"} | settings)
+
+
+@pytest.mark.parametrize("more", [{"start_weight": 0.9}, {"pairs": "p.csv"}, {"objective": "soft"}])
+def test_a_setting_of_nt_xent_is_taken_where_it_has_an_effect(more: dict[str, object]) -> None:
+    """With `soft` they have one at any weight, and with pairs on these."""
+    given = {"data": "x.txt", "objective": "relational", "start_weight": 1, "temperature": 0.1, "mask_similar": 0.99}
+    assert make_config(given | more).temperature == 0.1
 
 
 def test_a_setting_of_an_objective_has_a_default_for_each_objective_that_has_it() -> None:

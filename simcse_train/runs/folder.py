@@ -165,13 +165,14 @@ def only_writer(run: Path) -> Iterator[None]:
         yield
 
 
-def check_space(run: Path, weights: int, checkpoints_kept: int) -> None:
+def check_space(run: Path, weights: int, checkpoints_kept: int, encoders: int = 1) -> None:
     """Refuse a run whose checkpoints do not fit on the disk; raises `InputError`.
 
-    weights: bytes of the encoder. A checkpoint holds the weights and two moments of each; one more is needed while
-    saving. What a resumed run already stores counts as free, since it will be replaced.
+    weights: bytes of the encoder. A checkpoint holds the weights of so many `encoders` and two moments of those that
+    are trained; one more is needed while saving. What a resumed run already stores counts as free, since it will be
+    replaced.
     """
-    needed = weights * 3 * (checkpoints_kept + 1) + weights
+    needed = weights * (encoders + 2) * (checkpoints_kept + 1) + weights
     stored = sum(
         path.stat().st_size for name in (CHECKPOINTS, ENCODER) for path in (run / name).rglob("*") if path.is_file()
     )

@@ -265,4 +265,5 @@ def changed(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
 def check_disk(encoder: Encoder, config: TrainConfig, run: Path) -> None:
     """Refuse a run whose checkpoints do not fit on the disk; raises `InputError`."""
     weights = sum(p.numel() * p.element_size() for p in encoder.parameters())
-    check_space(run, weights, config.keep + 1)  # the best is kept, too
+    encoders = 2 if config.objective == "queue" else 1  # the momentum encoder
+    check_space(run, weights, config.keep + 1, encoders)  # the best is kept, too

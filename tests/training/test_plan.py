@@ -181,13 +181,14 @@ def test_a_quantile_that_was_given_for_pairs_alone_is_not_replaced_by_the_recomm
     assert f"--mask-similar {expected}" in line
 
 
+@pytest.mark.parametrize(("objective", "copies"), [("ntxent", 3), ("queue", 4)])  # with the momentum encoder
 def test_space_is_needed_for_the_newest_checkpoints_the_best_one_and_one_being_saved(
-    text: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    text: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, objective: str, copies: int
 ) -> None:
     encoder = load_encoder(tiny)
     weights = sum(tensor.nbytes for tensor in encoder.state_dict().values())
-    needed = 3 * weights * (2 + 1 + 1) + weights  # weights and two moments of each; and the exported encoder
-    config = settings(text, tiny, tmp_path, keep=2)
+    needed = copies * weights * (2 + 1 + 1) + weights  # weights and two moments of each; and the exported encoder
+    config = settings(text, tiny, tmp_path, keep=2, objective=objective)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=needed))
     check_disk(encoder, config, tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=needed - 1))
