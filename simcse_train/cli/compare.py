@@ -78,27 +78,28 @@ def compare_command(
             require_other_file(path, option, kept)
             kept.append(path)
     import_quietly()
+    from simcse_train.data.cache import digest
     from simcse_train.data.pairs import read_pairs
     from simcse_train.evaluation import comparison as blind
     from simcse_train.evaluation.labels import read_labelled
 
     decide: Callable[[blind.Question], blind.Choice | None] = _ask_person
+    judged_by = ""
+    if judge is not None and label_column is not None:
+        labelled = read_labelled(judge, label_column, judge_text_column, option="--judge", fallback_encoding=encoding)
+        decide, judged_by = blind.labels_as_judge(*labelled), digest(labelled)
+    elif judge is not None:
+        known = read_pairs(one_file(judge, "--judge"), "--judge", fallback_encoding=encoding)
+        decide, judged_by = blind.pairs_as_judge(known), digest(known)
     if judge is not None:
-        decide = (
-            blind.labels_as_judge(
-                *read_labelled(judge, label_column, judge_text_column, option="--judge", fallback_encoding=encoding)
-            )
-            if label_column is not None
-            else blind.pairs_as_judge(read_pairs(one_file(judge, "--judge"), "--judge", fallback_encoding=encoding))
-        )
         questions = questions or JUDGED
     elif label_column is not None:
         raise InputError("--label-column is for a file of labels: name it with --judge.")
     if judge_text_column is not None and label_column is None:
         raise InputError("--judge-text-column is for a file of labels: name their column with --label-column.")
     encoders = [load(name, pooling) for name in (old, new)]
-    asked = blind.Comparison(encoders[0], encoders[1], data, text_column, encoding)
-    path = answers or Path(f"compare-{asked.fingerprint[:8]}.jsonl")
+    asked = blind.Comparison(encoders[0], encoders[1], data, text_column, encoding, judged_by)
+    path = answers or Path(f"compare-{asked.answers_fingerprint[:8]}.jsonl")
     for option, target in (("--write-eval", write_eval), ("--write-pairs", write_pairs)):
         if target is not None:
             require_other_file(target, option, [path])

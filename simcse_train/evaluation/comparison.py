@@ -8,7 +8,6 @@ learn from (`--pairs`).
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 from scipy.stats import binomtest
 
+from simcse_train.data.cache import digest
 from simcse_train.data.corpus import open_corpus
 from simcse_train.data.pairs import Pair
 from simcse_train.encoders.encoder import Encoder
@@ -88,7 +88,9 @@ class Comparison:
         data: Sequence[str],
         text_column: str | None = None,
         encoding: str | None = None,
+        judge: str = "",
     ) -> None:
+        """Compare the encoders; `judge` names the labels or scores that answer, nothing a person."""
         self.corpus = open_corpus(data, text_column, old.tokenizer, old.max_length, encoding=encoding)
         numbers = np.arange(len(self.corpus), dtype=np.int64)
         self.spaces = []
@@ -99,8 +101,9 @@ class Comparison:
 
             key = f"{self.corpus.fingerprint} {encoder.max_length} {old.tokenizer.fingerprint()}"
             self.spaces.append(torch.from_numpy(cached_embeddings(encoder, tokens, numbers, key)))
-        names = [encoder_fingerprint(old), encoder_fingerprint(new), self.corpus.fingerprint]
-        self.fingerprint = hashlib.sha256(" ".join(names).encode()).hexdigest()
+        sides = [[encoder_fingerprint(e), e.tokenizer.fingerprint(), e.max_length] for e in (old, new)]
+        self.fingerprint = digest([*sides, self.corpus.fingerprint])
+        self.answers_fingerprint = digest([self.fingerprint, judge])  # the questions are the same for all judges
 
     def questions(self) -> Iterator[Question]:
         """Yield the questions; each sentence of the text is asked about at most once."""
@@ -189,9 +192,9 @@ class Sheet:
         Raises `InputError` if the answers are about something else, `SaveError` if the file cannot be written.
         """
         self.path = path
-        self.answers = read_answers(path, comparison.fingerprint)
+        self.answers = read_answers(path, comparison.answers_fingerprint)
         if not path.exists() or not path.stat().st_size:
-            self._append(_head(comparison.fingerprint))
+            self._append(_head(comparison.answers_fingerprint))
         answered = {answer.query for answer in self.answers}
         self._open = (question for question in comparison.questions() if question.query not in answered)
         self._question = next(self._open, None)
@@ -247,27 +250,31 @@ def ask(
 def read_answers(path: Path, fingerprint: str) -> list[Answer]:
     """Return the answers of a file, none where there is no file; a last line that a kill cut short is removed.
 
-    Raises `InputError` if they are about other encoders or another text, or if the file is none of answers.
+    Of two answers to one question, as two pages can give, the first counts. Raises `InputError` if they are about other
+    encoders or another text, or by another judge, or if the file is none of answers.
     """
     try:
         content = path.read_bytes() if path.exists() else b""
     except OSError as error:
         raise InputError(f"--answers {path} can't be read: {error.strerror}. Choose another file.") from None
     whole = content.rfind(b"\n") + 1
-    answers: list[Answer] = []
+    answers: dict[str, Answer] = {}  # by question
     if whole or not json.dumps(_head(fingerprint)).encode().startswith(content):  # else nothing, or a part of the head
         try:
             head, *records = [json.loads(line) for line in content[:whole].splitlines()]
             if head["comparison"] != fingerprint:
                 raise InputError(
-                    f"--answers {path} holds answers about other encoders or another text. Choose another file."
+                    f"--answers {path} holds answers about other encoders or another text, or by another judge. Choose "
+                    "another file."
                 )
-            answers = [Answer(**record) for record in records]
+            for record in records:
+                answer = Answer(**record)
+                answers.setdefault(answer.query, answer)
         except (ValueError, TypeError, KeyError):
             raise InputError(f"--answers {path} is no file of answers. Choose another file.") from None
     if whole < len(content):
         os.truncate(path, whole)
-    return answers
+    return list(answers.values())
 
 
 def _head(fingerprint: str) -> dict[str, str]:

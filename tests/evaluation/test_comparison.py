@@ -84,7 +84,7 @@ def test_answers_are_on_disk_at_once_and_continued(comparison: Comparison, tmp_p
     seen: list[str] = []
 
     def judge(question: Question) -> Choice:
-        assert len(read_answers(path, comparison.fingerprint)) == len(seen)
+        assert len(read_answers(path, comparison.answers_fingerprint)) == len(seen)
         if len(seen) == 5:
             raise KeyboardInterrupt
         seen.append(question.query)
@@ -103,7 +103,7 @@ def test_answers_are_on_disk_at_once_and_continued(comparison: Comparison, tmp_p
     answers = ask(comparison, another, path, 8)
     assert [answer.choice for answer in answers] == ["new"] * 5 + ["old"] * 3
     assert not set(seen) & set(later)
-    assert read_answers(path, comparison.fingerprint) == answers
+    assert read_answers(path, comparison.answers_fingerprint) == answers
     with pytest.raises(InputError, match="other encoders or another text"):
         read_answers(path, "another")
     (tmp_path / "other.jsonl").write_text('{"a": 1}\n')
@@ -120,6 +120,51 @@ def test_answers_about_another_text_are_not_continued(comparison: Comparison, ti
         Sheet(other, tmp_path / "a.jsonl")
 
 
+def test_answers_are_those_of_two_encoders_with_their_tokenizers_and_of_one_judge(tiny: Path, text: Path) -> None:
+    def fingerprints(prompt: str = "", max_length: int = 64, judge: str = "") -> tuple[str, str]:
+        encoders = load_encoder(tiny, pooling="cls"), load_encoder(tiny, pooling="mean")
+        encoders[1].tokenizer.prompt, encoders[1].max_length = prompt, max_length
+        found = Comparison(*encoders, [str(text)], judge=judge)
+        return found.fingerprint, found.answers_fingerprint
+
+    plain, judged = fingerprints(), fingerprints(judge="labels")
+    assert plain == fingerprints()
+    assert judged[0] == plain[0]  # so that all judges are asked the same
+    others = [plain[1], judged[1], fingerprints(judge="other labels")[1], fingerprints(max_length=6)[1]]
+    assert len({*others, fingerprints(prompt="a man")[1]}) == 5
+
+
+def test_an_answer_that_was_given_on_two_pages_counts_once(comparison: Comparison, tmp_path: Path) -> None:
+    first, second = (Sheet(comparison, tmp_path / "a.jsonl") for _ in range(2))
+    first.answer("new")
+    second.answer("old")
+    second.answer("old")
+    assert [answer.choice for answer in Sheet(comparison, tmp_path / "a.jsonl").answers] == ["new", "old"]
+
+
+def test_another_judge_is_asked_again(
+    capsys: pytest.CaptureFixture[str], tiny: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    save_encoder(load_encoder(tiny, pooling="mean"), other)
+    sentences = list(dict.fromkeys(text.read_text().splitlines()))
+    monkeypatch.chdir(tmp_path)
+    choices: list[list[str]] = []
+    for kinds in (2, 3):
+        lines = [f"{number % kinds}\t{sentence}\n" for number, sentence in enumerate(sentences)]
+        (tmp_path / "labels.tsv").write_text("".join(lines))
+        command = ("compare", tiny, other, "--data", text, "--judge", "labels.tsv", "--label-column", "1")
+        assert run(*command) == 0
+        (own,) = tmp_path.glob("compare-*.jsonl")
+        choices.append([answer.choice for answer in read_answers_of(own)])
+        own.rename(tmp_path / f"kept-{kinds}")
+        assert run(*command, "--answers", f"kept-{kinds}") == 0
+    assert len(choices[0]) == len(choices[1]) > 20
+    assert choices[0] != choices[1]
+    assert "by another judge. Choose another file" in refused(capsys, *command, "--answers", "kept-2")
+
+
 @pytest.mark.parametrize(
     "content", [b"my notes\nwithout an end", b"\xff\x00\n\xfe", b'{"comparison": "other"}\n{"cut', b"x"]
 )
@@ -132,9 +177,9 @@ def test_a_file_that_holds_no_answers_is_left_as_it_is(tmp_path: Path, content: 
 
 def test_a_file_cut_within_its_first_line_is_begun_again(comparison: Comparison, tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
-    path.write_text('{"comparison": "' + comparison.fingerprint[:7])
+    path.write_text('{"comparison": "' + comparison.answers_fingerprint[:7])
     assert len(ask(comparison, lambda _: "new", path, 2)) == 2
-    assert len(read_answers(path, comparison.fingerprint)) == 2
+    assert len(read_answers(path, comparison.answers_fingerprint)) == 2
 
 
 def test_an_answer_that_finds_no_space_leaves_the_file_readable(comparison: Comparison, tmp_path: Path) -> None:
@@ -150,7 +195,7 @@ def test_an_answer_that_finds_no_space_leaves_the_file_readable(comparison: Comp
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert sheet.path.stat().st_size == size
     sheet.answer("both")
-    assert [answer.choice for answer in read_answers(sheet.path, comparison.fingerprint)] == ["new", "both"]
+    assert [answer.choice for answer in read_answers(sheet.path, comparison.answers_fingerprint)] == ["new", "both"]
 
 
 def answers_of(choices: Sequence[Any]) -> list[Answer]:

@@ -43,7 +43,7 @@ def test_clicks_answer_questions_and_end_with_the_result(browser: Any, compariso
         assert "both 1, neither 0." in browser.find_element("tag name", "body").text
         assert complaints(browser) == []
         assert all(url.startswith(f"http://127.0.0.1:{port}/") for url in requests(browser))
-    assert [answer.choice for answer in read_answers(path, comparison.fingerprint)] == expected
+    assert [answer.choice for answer in read_answers(path, comparison.answers_fingerprint)] == expected
 
 
 def test_the_page_is_readable_on_a_phone_and_in_both_themes(
@@ -67,12 +67,12 @@ def test_an_answer_counts_once_and_only_to_its_question(comparison: Comparison, 
         ):
             assert post(port, body) == status
         assert post(port, "number=1&side=neither", {"Origin": "http://example.com"}) == 403
-        assert [a.choice for a in read_answers(path, comparison.fingerprint)] == ["both"]
+        assert [a.choice for a in read_answers(path, comparison.answers_fingerprint)] == ["both"]
         assert "More questions" in ask(port, "/result")[1]
         assert post(port, "number=1&side=neither") == 303
         assert post(port, "number=2&side=left") == 303  # all have been answered
         assert "nothing more to ask" in ask(port, "/result")[1]
-    assert [a.choice for a in read_answers(path, comparison.fingerprint)] == ["both", "neither"]
+    assert [a.choice for a in read_answers(path, comparison.answers_fingerprint)] == ["both", "neither"]
 
 
 def post(port: int, body: str, headers: dict[str, str] | None = None) -> int:
