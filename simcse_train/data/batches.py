@@ -34,7 +34,7 @@ class Batch:
     views: int  # V, rows per sentence
     tokens: Tensor  # (total,): the token ids of all rows, one after another
     lengths: Tensor  # (N * V,), on the CPU
-    texts: Tensor  # (N * V,): equal where two rows have the same tokens, whichever sentence they came from
+    texts: Tensor  # (N * V,): equal where two rows are views of one text, whichever sentence they came from
     sources: NDArray[np.int64]  # (N * V,): the number of the sentence that each row holds, negative where it holds none
     paired: bool = False  # whether it holds training pairs
 
@@ -145,7 +145,8 @@ class Batches:
         random = np.random.default_rng([self.seed, step, 1])
         if self.members is None:
             assert self.repetition is not None
-            return two_views(rows, numbers, self.device, numbers, [self.repetition.repeat(row, random) for row in rows])
+            repeated = [self.repetition.repeat(row, random) for row in rows]
+            return two_views(rows, numbers, self.device, second_rows=repeated)
         neighbours = neighbour_of_each(self.members[numbers], random)
         return two_views(rows, numbers, self.device, neighbours, self.text.tokens(neighbours))
 
@@ -203,11 +204,16 @@ def two_views(
 ) -> Batch:
     """Return the batch in which the token ids of each sentence stand twice in a row (Gao, Yao & Chen 2021, section 3).
 
-    `second` and `second_rows` are the numbers and token ids of other second views.
+    `second_rows` are token ids of other second views: of the sentences numbered `second`, else of the same in another
+    form, which are the same text.
     """
     others = rows if second_rows is None else second_rows
     sources = np.stack([sentences, sentences if second is None else second], axis=1).ravel()
-    return _batch([row for pair in zip(rows, others, strict=True) for row in pair], sentences, VIEWS, device, sources)
+    tokens, texts = (
+        [row for pair in zip(rows, views, strict=True) for row in pair]
+        for views in (others, rows if second is None else others)
+    )
+    return _batch(tokens, sentences, VIEWS, device, sources, texts=texts)
 
 
 def _batch(
@@ -217,13 +223,18 @@ def _batch(
     device: torch.device | str,
     sources: NDArray[np.int64],
     *,
+    texts: Sequence[Sequence[int]] | None = None,
     paired: bool = False,
 ) -> Batch:
-    """Return the batch with these rows; one whose source is negative fills a place and has a negative text."""
+    """Return the batch with these rows of token ids; `texts` are those of the texts that rows in other forms stand for.
+
+    A row whose source is negative fills a place and has a negative text.
+    """
     # A hash and not a number within the batch: rows of other processes and of past batches can be compared too.
-    texts = [source if source < 0 else _text_of(row) for row, source in zip(rows, sources.tolist(), strict=True)]
+    named = zip(texts or rows, sources.tolist(), strict=True)
+    names = [source if source < 0 else _text_of(text) for text, source in named]
     tokens, lengths = pack(rows, device)
-    return Batch(sentences, views, tokens, lengths, moved(torch.tensor(texts), device), sources, paired)
+    return Batch(sentences, views, tokens, lengths, moved(torch.tensor(names), device), sources, paired)
 
 
 def _text_of(row: Sequence[int]) -> int:

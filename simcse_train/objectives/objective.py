@@ -19,7 +19,7 @@ class Rows:
     """
 
     views: int
-    texts: Tensor  # (rows,): equal where two rows have the same tokens; negative where a row only fills a place
+    texts: Tensor  # (rows,): equal where two rows are views of one text; negative where a row only fills a place
     start: Tensor | None = None  # (rows, hidden): the row's sentence under the frozen start, of length 1
     smoothed: Tensor | None = None  # (rows, hidden): the same, moved towards its nearest neighbours, of length 1
     members: Tensor | None = None  # (rows, K + 1): the numbers of the row's sentence and of its mutual neighbours

@@ -180,3 +180,13 @@ def test_the_places_of_repeated_words_are_a_function_of_seed_and_step() -> None:
         assert tokens(*other) == tokens(*other)
     assert tokens(6, 0) != tokens(6, 1)
     assert tokens(5, 1) != tokens(6, 1)
+
+
+def test_a_sentence_with_repeated_words_is_the_text_that_it_was() -> None:
+    """Else objectives would push it from an equal sentence, and take it for another than its twin."""
+    same = SentenceList(["x"] * 8, [[2, *range(10, 40), 3]] * 7 + [[2, 50, 51, 3]])
+    batch = Batches(same, np.zeros(0, np.int64), 8, 5, torch.device("cpu"), repetition=Repetition(1, 1, 64)).at(0)
+    assert len(set(batch.lengths.tolist())) > 2
+    other = batch.texts[2 * batch.sentences.tolist().index(7)]
+    assert [int(text != other) for text in batch.texts] == [int(n != 7) for n in batch.sentences for _ in range(2)]
+    assert len(batch.texts.unique()) == 2

@@ -203,12 +203,12 @@ def at_step(monkeypatch: pytest.MonkeyPatch, step: int, happens: Callable[[], ob
     """Let something happen in the middle of a step."""
     count = 0
 
-    def counted(*args: Any) -> Any:
+    def counted(*args: Any, **more: Any) -> Any:
         nonlocal count
         count += 1
         if count == step:
             happens()
-        return two_views(*args)
+        return two_views(*args, **more)
 
     monkeypatch.setattr(batches_module, "two_views", counted)
 

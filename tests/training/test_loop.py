@@ -53,12 +53,12 @@ def interrupted_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     count = 0
     original = two_views
 
-    def counted(*args: Any) -> Any:
+    def counted(*args: Any, **more: Any) -> Any:
         nonlocal count
         count += 1
         if count == step:
             signal.raise_signal(signal.SIGTERM)
-        return original(*args)
+        return original(*args, **more)
 
     monkeypatch.setattr(batches_module, "two_views", counted)
 
