@@ -17,7 +17,7 @@ from simcse_train.data.display import shown
 from simcse_train.encoders.encoder import Encoder, dropout_settings
 from simcse_train.encoders.sources import Source
 from simcse_train.errors import InputError
-from simcse_train.report.verdict import MEASURES, judge, only_measures
+from simcse_train.report.verdict import MEASURES, Verdict, judge_run, only_measures
 from simcse_train.runs.checkpoint import State
 from simcse_train.runs.metrics import read_metrics
 from simcse_train.version import __version__
@@ -34,10 +34,12 @@ def model_card(encoder: Encoder, state: State, run: Path, name: str, *, backend:
     `backend` is what sentence-transformers has to be told to load the export, if anything.
     """
     config = state.config()
-    measured = {line["step"]: line for line in read_metrics(run) if "uniformity" in line}
+    lines = read_metrics(run)
+    measured = {line["step"]: line for line in lines if "uniformity" in line}
     before, after = (only_measures(measured.get(step, {})) for step in (0, state.step))
     dropout = ", ".join(f"{key} {value:g}" for key, value in dropout_settings(encoder.model.config).items())
     method = f"{'unsupervised' if config.data else 'supervised'} {METHOD}"
+    measured_on = "held-out sentences of the text" if config.data else "sentences of the pairs"
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         config.model_dump(),
         name=escape(shown(name)),
@@ -50,9 +52,7 @@ def model_card(encoder: Encoder, state: State, run: Path, name: str, *, backend:
         step=state.step,
         steps=state.steps,
         dropout=dropout,
-        scores=_scores(
-            before, after, state.step, "held-out sentences of the text" if config.data else "sentences of the pairs"
-        ),
+        scores=_scores(before, after, state.step, measured_on, judge_run(lines, state.step)),
         metadata=licence(config.model) + _base(config.model),
         origin=f"unchanged: {method} did not make it better" if state.step == 0 else f"trained by {method}",
         backend=f', backend="{backend}"' if backend else "",
@@ -74,7 +74,9 @@ def _text(config: TrainConfig, counts: Mapping[str, int] | None) -> str:
     return f"{names}: {lines} lines, {empty} empty and {duplicates} duplicates dropped, {cut} cut"
 
 
-def _scores(before: Mapping[str, float], after: Mapping[str, float], step: int, measured_on: str) -> str:
+def _scores(
+    before: Mapping[str, float], after: Mapping[str, float], step: int, measured_on: str, verdict: Verdict
+) -> str:
     names = [name for name in MEASURES if name in before or name in after]
     if not names:
         return "None were measured."
@@ -83,7 +85,7 @@ def _scores(before: Mapping[str, float], after: Mapping[str, float], step: int, 
         values = [f"{found[name]:.{MEASURES[name]}f}" if name in found else "" for found in (before, after)]
         lines.append(f"| {TITLES.get(name, name.replace('_', ' '))} | {values[0]} | {values[1]} |")
     note = f"All but the score were measured on {measured_on}, without labels."
-    return "\n".join([*lines, "", note, "", f"{judge(before, after)}"])
+    return "\n".join([*lines, "", note, "", str(verdict)])
 
 
 def licence(base: str) -> str:

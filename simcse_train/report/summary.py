@@ -20,7 +20,7 @@ from simcse_train.data.corpus import open_corpus
 from simcse_train.errors import InputError
 from simcse_train.evaluation.geometry import Space, look
 from simcse_train.export.folder import load_saved_encoder
-from simcse_train.report.verdict import judge, only_measures
+from simcse_train.report.verdict import judge_run, only_measures
 from simcse_train.runs.checkpoint import State, newest_state
 from simcse_train.runs.folder import CONFIG, ENCODER, checkpoint_path
 from simcse_train.runs.metrics import read_metrics
@@ -136,7 +136,7 @@ def summarise(run: Path, *, with_sentences: bool = True, seen: Seen | None = Non
         step=step,
         steps=state.steps if state else None,
         lines=lines,
-        verdict=str(judge(before, after)),
+        verdict=str(judge_run(lines, step)),
         before=before,
         after=after,
         counts=seen.counts if seen is not None else None,
@@ -149,7 +149,7 @@ def summarise(run: Path, *, with_sentences: bool = True, seen: Seen | None = Non
 
 def _look(run: Path, config: TrainConfig, state: State | None, finished: bool) -> Seen:
     """Embed the held-out sentences by the encoders before and after training, the exported one if it is `finished`."""
-    start = load_start(run, config)
+    start = load_start(run, config, state.start if state else None)
     corpus = open_corpus(
         config.data,
         config.text_column,

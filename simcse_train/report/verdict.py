@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -120,6 +120,18 @@ def judge(before: Mapping[str, float], after: Mapping[str, float]) -> Verdict:
         f"{kept:.0%} of the nearest neighbours are kept; only labelled pairs (--eval) can tell whether the rest are "
         "better",
     )
+
+
+def judge_run(lines: Sequence[Mapping[str, Any]], step: int) -> Verdict:
+    """Return the verdict on a run that logged these lines, and whose encoder is that of a step.
+
+    Where training did not help, that is step 0, and the verdict is on the last step that was measured.
+    """
+    measured = {line["step"]: only_measures(line) for line in lines if "uniformity" in line}
+    judged = step or max(measured, default=0)
+    if not judged:
+        return Verdict(Outcome.UNCLEAR, "Nothing was measured after training began")
+    return judge(measured.get(0, {}), measured.get(judged, {}))
 
 
 def _judge_score(gain: float) -> Verdict:

@@ -11,7 +11,7 @@ from simcse_train.encoders.encoder import Encoder
 from simcse_train.errors import InputError, TrainingError
 from simcse_train.export.folder import load_chosen, write_export
 from simcse_train.report.summary import Seen
-from simcse_train.report.verdict import Outcome, describe, judge, only_measures
+from simcse_train.report.verdict import Outcome, describe, judge_run, only_measures
 from simcse_train.runs.folder import ENCODER, checkpoint_path
 from simcse_train.runs.metrics import read_metrics
 from simcse_train.training.loop import Trainer
@@ -40,14 +40,15 @@ def finish(trainer: Trainer) -> Run:
         raise TrainingError(f"The run is trained, but its encoder can't be exported. {error}") from None
     write_export(encoder, state, run, run / ENCODER)
     encoder.head = None
-    measured = {line["step"]: line for line in read_metrics(run) if "uniformity" in line}
+    lines = read_metrics(run)
+    measured = {line["step"]: line for line in lines if "uniformity" in line}
     before, last, after = (only_measures(measured.get(step, {})) for step in (0, trainer.step, state.step))
     if before:
         logger.info(f"before training  {describe(before)}")
     logger.info(f"after training   {describe(last)}")
     if state.step not in (0, trainer.step):
         logger.info(f"best, step {state.step:<5}  {describe(after)}")
-    verdict = judge(before, last if state.step == 0 else after)
+    verdict = judge_run(lines, state.step)
     logger.info(str(verdict))
     if verdict.outcome == Outcome.HARMED and state.step and trainer.config.pairs and not trainer.config.eval:
         logger.warning(
