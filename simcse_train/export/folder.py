@@ -30,7 +30,7 @@ from simcse_train.runs.checkpoint import (
 )
 from simcse_train.runs.folder import checkpoint_path, checkpoints, run_of
 from simcse_train.runs.manifest import damage
-from simcse_train.runs.start import load_start
+from simcse_train.runs.start import load_beginning
 
 PROBES = (
     "A man is playing a guitar.",
@@ -90,8 +90,7 @@ def load_chosen(run: Path, newest: Path, which: str | None) -> tuple[State, Enco
     """
     state = load_state(newest)
     if state.best_step == 0 and which != "last":
-        encoder = load_start(run, state.config())
-        return replace(state, step=0), encoder
+        return replace(state, step=0), load_beginning(run, state.config(), state.start).eval()
     checkpoint = choose_checkpoint(run, newest, which)
     state = load_state(checkpoint)
     return state, load_checkpoint_encoder(checkpoint, state.config())

@@ -60,6 +60,7 @@ class State:
     counts: dict[str, int] | None = None  # of the lines of the text
     processes: int = 1  # that trained together
     order: int = 1  # how the order of an epoch is made; 1 for checkpoints that do not say
+    start: str | None = None  # fingerprint of the weights that the run started from
 
     @property
     def is_last(self) -> bool:

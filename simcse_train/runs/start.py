@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from simcse_train.config import TrainConfig
 from simcse_train.encoders.encoder import Encoder
@@ -13,25 +18,68 @@ from simcse_train.runs.atomic import write_folder
 from simcse_train.runs.folder import START
 from simcse_train.runs.manifest import damage, write_manifest
 
+TRAINED_AS = "trained_as.json"  # in the copy: what of an encoder from Python its own files do not say
+
 
 def keep_start(run: Path, encoder: Encoder) -> None:
-    """Copy the encoder into the run folder, so that a resumed run has it even if the model's own files change."""
+    """Copy the encoder into the run folder, so that a resumed run has it even if the model's own files change.
+
+    The copy says too whether it was given packed batches, and which of its weights were frozen.
+    """
+    frozen = [name for name, parameter in encoder.named_parameters() if not parameter.requires_grad]
 
     def write(folder: Path) -> None:
         save_encoder(encoder, folder)
+        (folder / TRAINED_AS).write_text(json.dumps({"packed": encoder.packed, "frozen": frozen}), encoding="utf-8")
         write_manifest(folder)
 
     write_folder(run / START, write)
 
 
-def load_start(run: Path, config: TrainConfig) -> Encoder:
-    """Return the encoder that a run started from, frozen: its copy in the run folder, else the model itself.
+def load_beginning(run: Path, config: TrainConfig, fingerprint: str | None = None) -> Encoder:
+    """Return the encoder that a run begins with, to be trained: its copy in the run folder, else the model itself.
 
-    It has the run's dropout, so that its views compare with those of the trained encoder.
-    Raises `InputError` if the copy is damaged, or if there is none and the model cannot be loaded.
+    It has the run's dropout. Raises `InputError` if the copy is damaged, if there is none and the model cannot be
+    loaded, or if the `fingerprint` of its weights is another.
     """
-    encoder = load_encoder(source_of_start(run, config), pooling=config.pooling, dropout=config.dropout)
-    return encoder.eval().requires_grad_(False)
+    packed = bool(_trained_as(run).get("packed", True))
+    encoder = load_encoder(source_of_start(run, config), pooling=config.pooling, dropout=config.dropout, packed=packed)
+    if fingerprint not in (None, weights_fingerprint(encoder)):
+        raise InputError(
+            f"{config.model} is no longer the encoder that the run started from: its weights have changed since. "
+            "Restore it to compare with it, or to have it exported where training did not help."
+        )
+    return freeze_again(run, encoder)
+
+
+def freeze_again(run: Path, encoder: Encoder) -> Encoder:
+    """Freeze what was frozen of the encoder that the run was given, and return the encoder."""
+    for name in _trained_as(run).get("frozen", []):
+        encoder.get_parameter(name).requires_grad_(False)
+    return encoder
+
+
+def load_start(run: Path, config: TrainConfig, fingerprint: str | None = None) -> Encoder:
+    """Return the encoder that a run started from, frozen, whose views compare with those of the trained encoder.
+
+    Raises `InputError` as `load_beginning` does.
+    """
+    return load_beginning(run, config, fingerprint).eval().requires_grad_(False)
+
+
+def weights_fingerprint(encoder: Encoder) -> str:
+    """Return a SHA-256 of an encoder's weights without its head, whatever a version of transformers names them."""
+    head = set(encoder.head.parameters()) if encoder.head is not None else set()
+    weights = [parameter.detach().cpu().flatten() for parameter in encoder.parameters() if parameter not in head]
+    each = sorted(hashlib.sha256(values.view(torch.uint8).numpy().tobytes()).hexdigest() for values in weights)
+    return hashlib.sha256(" ".join(each).encode()).hexdigest()
+
+
+def _trained_as(run: Path) -> dict[str, Any]:
+    """Return what the copy of the start says of how it was trained; nothing without one."""
+    path = run / START / TRAINED_AS
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return found
 
 
 def source_of_start(run: Path, config: TrainConfig) -> str:

@@ -37,7 +37,7 @@ from simcse_train.runs.atomic import flush
 from simcse_train.runs.checkpoint import State, load_objective_state, load_optimizer, prune, save_checkpoint
 from simcse_train.runs.folder import METRICS, checkpoint_path, checkpoints, last_saved
 from simcse_train.runs.manifest import damage
-from simcse_train.runs.start import load_start
+from simcse_train.runs.start import load_start, weights_fingerprint
 from simcse_train.training.compiled_optimizer import CompiledAdamW
 from simcse_train.training.computation import choose_kernels, computation
 from simcse_train.training.monitor import Before, Best, Monitor
@@ -90,6 +90,7 @@ class Trainer:
         self.teachers = Teachers(run, config, encoder, self.batches, named, self.objective, self.accelerator.autocast)
         self.total = total_steps(config, self.batches)
         self.step = 0  # steps that are done
+        self.start: str | None = weights_fingerprint(encoder)  # of the encoder before training
         self.monitor = Monitor(run, config, encoder, self.batches.measured(), pairs, self.total, before)
         self._saved_at = time.monotonic()
         # On a GPU a step that is not finite is found one step later, so that the CPU can prepare the next meanwhile.
@@ -214,6 +215,7 @@ class Trainer:
             counts=asdict(self.corpus.counts) if self.corpus is not None else None,
             processes=distributed.world_size(),
             order=self.batches.order_version,
+            start=self.start,
         )
 
     def seen(self, step: int) -> Seen | None:
@@ -237,6 +239,7 @@ class Trainer:
         if state.scaler is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state.scaler)
         self.step = state.step
+        self.start = state.start
         self.abandoned = [path for path in checkpoints(self.run) if path.name > checkpoint.name]
         if distributed.is_main():
             self.monitor.restore(*self._best(state), self._start())
@@ -256,7 +259,7 @@ class Trainer:
     def _start(self) -> Encoder | None:
         """Return the encoder before training, or None where it is gone and the objective does not need it."""
         try:
-            return load_start(self.run, self.config).to(self.accelerator.device)
+            return load_start(self.run, self.config, self.start).to(self.accelerator.device)
         except InputError as error:
             logger.warning(f"{error} Without it, the neighbours kept are not measured from here on.")
             return None

@@ -97,6 +97,17 @@ def resolve(config: TrainConfig, encoder: Encoder, run: Path) -> TrainConfig:
     )
 
 
+def require_own_settings(config: TrainConfig, encoder: Encoder) -> None:
+    """Raise `InputError` if settings ask for another pooling or dropout than that of an encoder from Python."""
+    rates = set(dropout_settings(encoder.model.config).values())
+    for name, own in (("pooling", {encoder.pooling, "auto"}), ("dropout", rates | {None})):
+        if (wanted := getattr(config, name)) not in own:
+            raise InputError(
+                f"{option(name)} {wanted} is not that of the encoder that is given. Load it with "
+                f"load_encoder(..., {name}={wanted!r}), or leave the setting out."
+            )
+
+
 def choose_objective(config: TrainConfig, diagnosis: Diagnosis, batches: Batches) -> tuple[TrainConfig, str]:
     """Return the settings with `--objective auto` replaced by what suits encoder and text, and a line that says why."""
     if config.data:

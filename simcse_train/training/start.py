@@ -16,7 +16,6 @@ from simcse_train.data.files import find_files, one_file, require_lasting
 from simcse_train.data.pairs import fingerprint
 from simcse_train.encoders.encoder import Encoder
 from simcse_train.encoders.head import projection_head
-from simcse_train.encoders.loading import load_encoder
 from simcse_train.errors import InputError
 from simcse_train.evaluation.diagnosis import Diagnosis
 from simcse_train.objectives.registry import make_objective
@@ -33,7 +32,7 @@ from simcse_train.runs.folder import (
     run_folder,
 )
 from simcse_train.runs.metrics import drop_metrics_after, read_metrics
-from simcse_train.runs.start import keep_start, source_of_start
+from simcse_train.runs.start import freeze_again, keep_start, load_beginning
 from simcse_train.runs.trackers import tracked
 from simcse_train.training.computation import computation, prepare_kernels
 from simcse_train.training.equality import require_equal_data, require_equal_kernels, require_equal_settings
@@ -47,6 +46,7 @@ from simcse_train.training.plan import (
     choose_objective,
     find_device,
     make_batches,
+    require_own_settings,
     resolve,
     risk_of_more_steps,
     total_steps,
@@ -162,7 +162,10 @@ def _new_trainer(run: Path, config: TrainConfig, encoder: Encoder | None = None)
             require_lasting([one_file(Path(entry), option)], option)
     pairs = labelled_pairs(config)
     given = encoder is not None
-    encoder = encoder or load_encoder(source_of_start(run, config), pooling=config.pooling, dropout=config.dropout)
+    if encoder is None:
+        encoder = load_beginning(run, config)
+    else:
+        require_own_settings(config, encoder)
     if config.model == STARTER and not given:
         logger.info(
             "Encoder: the bundled starter, a small English BERT. --model takes any other, such as bert-base-uncased."
@@ -211,7 +214,9 @@ def _with_chosen_objective(config: TrainConfig, diagnosis: Diagnosis, batches: B
 
 def _resumed_trainer(run: Path, checkpoint: Path, changes: Mapping[str, Any]) -> Trainer:
     state = load_state(checkpoint)
-    config = changed(state.config(), changes)
+    # Where --kernels compile found nothing that it may do, the run goes on without, and was begun with it all the same.
+    began = {name: value for name, value in changes.items() if name != "kernels" or value != state.settings[name]}
+    config = changed(state.config(), began)
     require_equal_settings(config)
     find_device(config.device)
     pairs = labelled_pairs(config)
@@ -221,7 +226,7 @@ def _resumed_trainer(run: Path, checkpoint: Path, changes: Mapping[str, Any]) ->
             "would not compare. Restore the old pairs, or start a new run from the encoder with --model."
         )
     padded = state.versions.get("batches") == "padded"  # it goes on so, also if it could be packed now
-    encoder = load_checkpoint_encoder(checkpoint, config, packed=not padded)
+    encoder = freeze_again(run, load_checkpoint_encoder(checkpoint, config, packed=not padded))
     if distributed.is_main():
         check_disk(encoder, config, run)
     corpus, training_pairs = open_texts(config, encoder, expected=state.corpus)

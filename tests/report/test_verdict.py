@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from simcse_train.config import make_config
 from simcse_train.encoders.loading import load_encoder
 from simcse_train.export.folder import export
-from simcse_train.report.verdict import Outcome, judge
+from simcse_train.report.summary import summarise
+from simcse_train.report.verdict import Outcome, judge, judge_run
 from simcse_train.runs.checkpoint import load_state
 from simcse_train.runs.folder import checkpoints
 from simcse_train.training.start import resume, train
@@ -92,6 +94,12 @@ def test_lost_neighbours_are_never_called_a_help(
     assert f"{kept:.0%}" in str(verdict)
 
 
+def test_a_run_that_exports_its_start_is_judged_by_its_last_measurement() -> None:
+    lines = [{"step": 0, **TUNED}, {"step": 2, "loss": 0.1}, {"step": 4, **TUNED, "neighbours_kept": 0.3}]
+    assert judge_run(lines, 0).outcome == judge_run(lines, 4).outcome == Outcome.HARMED
+    assert judge_run(lines[:2], 0).reason == "Nothing was measured after training began"
+
+
 def settings(output: Path, **changes: Any) -> Any:
     base = {"data": str(EXAMPLES / "sentences.txt"), "output": str(output), "log_every": 1, "precision": "fp32"}
     return make_config({**base, **changes})
@@ -109,10 +117,19 @@ def test_a_ruined_encoder_is_reported_where_it_happens_and_the_start_is_exported
     sentences = ["A man plays the guitar.", "The market closed higher."]
     start = load_encoder("starter")
     assert np.array_equal(load_encoder(run.folder / "encoder").encode(sentences), start.encode(sentences))
+    # The report and the model card say it too, and do not compare the start with itself.
+    assert summarise(run.folder, with_sentences=False).verdict.startswith("Verdict: harmed. Only")
+    assert "Verdict: harmed. Only" in (run.folder / "encoder" / "README.md").read_text()
     assert export(run.folder, tmp_path / "out") == 0
     assert np.array_equal(load_encoder(tmp_path / "out").encode(sentences), start.encode(sentences))
+    assert "Verdict: harmed. Only" in (tmp_path / "out" / "README.md").read_text()
     assert export(run.folder, tmp_path / "last", "last") == 6
     assert not np.array_equal(load_encoder(tmp_path / "last").encode(sentences), start.encode(sentences))
+    # What the run returns can be trained again.
+    kept = [parameter.detach().clone() for parameter in run.encoder.model.parameters()]
+    again = train(settings(tmp_path / "again", max_steps=1, objective="ntxent"), run.encoder).encoder
+    changed = [not torch.equal(old, new) for old, new in zip(kept, again.model.parameters(), strict=True)]
+    assert sum(changed) > len(kept) / 2
 
 
 def test_patience_ends_a_run_that_does_not_improve_and_a_resumed_one_stops_at_the_same_step(tmp_path: Path) -> None:

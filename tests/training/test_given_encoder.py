@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,10 +15,15 @@ from simcse_train import load_encoder, resume, train
 from simcse_train.config import make_config
 from simcse_train.config_file import read_settings
 from simcse_train.encoders import probing
+from simcse_train.encoders.encoder import Encoder
 from simcse_train.encoders.head import projection_head
 from simcse_train.encoders.saving import save_encoder
-from simcse_train.errors import Stopped
-from simcse_train.runs.folder import LOCK
+from simcse_train.errors import InputError, Stopped, TrainingError
+from simcse_train.export.folder import export
+from simcse_train.report.summary import summarise
+from simcse_train.runs.checkpoint import load_state
+from simcse_train.runs.folder import LOCK, checkpoints
+from simcse_train.runs.manifest import write_manifest
 from simcse_train.runs.start import keep_start, load_start
 from tests.training.test_loop import bits, interrupted_at, settings
 
@@ -109,3 +116,78 @@ def test_padded_training_is_resumed_padded_or_the_difference_is_named(
     monkeypatch.setattr(probing, "_try_packed", lambda *_: False)
     resume(packed, {"max_steps": 8})
     assert "The checkpoint was saved by batches packed, [CLS] alone in the last layer, now padded" in caplog.text
+
+
+@pytest.mark.parametrize("kernels", ["auto", "off"])
+def test_what_was_frozen_of_a_given_encoder_stays_so_when_the_run_is_resumed(
+    tiny: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernels: str
+) -> None:
+    def frozen() -> Encoder:
+        encoder = load_encoder(tiny)
+        encoder.model.get_input_embeddings().requires_grad_(False)
+        return encoder
+
+    whole = train(settings(text, tiny, tmp_path / "whole", max_steps=5, kernels=kernels), frozen()).folder
+    with monkeypatch.context() as patch:
+        interrupted_at(patch, 3)
+        with pytest.raises(Stopped):
+            train(settings(text, tiny, tmp_path / "stopped", max_steps=5, kernels=kernels), frozen())
+    resumed = resume(tmp_path / "stopped")
+    assert bits(resumed.folder / "encoder") == bits(whole / "encoder")
+    before, after = (next(load_encoder(folder).model.parameters()) for folder in (tiny, whole))  # those of the words
+    assert torch.equal(before, after)
+    # The same where it was killed before its first checkpoint.
+    shutil.rmtree(tmp_path / "stopped" / "checkpoints")
+    shutil.rmtree(tmp_path / "stopped" / "encoder")
+    assert bits(resume(tmp_path / "stopped").folder / "encoder") == bits(whole / "encoder")
+
+
+def test_a_given_padded_encoder_is_padded_again_after_a_kill_before_the_first_checkpoint(
+    tiny: Path, text: Path, tmp_path: Path
+) -> None:
+    run = train(settings(text, tiny, tmp_path / "run", max_steps=2), load_encoder(tiny, packed=False)).folder
+    whole = bits(run / "encoder")
+    shutil.rmtree(run / "checkpoints")
+    shutil.rmtree(run / "encoder")
+    assert bits(resume(run).folder / "encoder") == whole
+
+
+@pytest.mark.parametrize("setting", [{"dropout": 0.3}, {"pooling": "mean"}])
+def test_settings_that_a_given_encoder_does_not_have_are_refused(
+    tiny: Path, text: Path, tmp_path: Path, setting: dict[str, Any]
+) -> None:
+    ((name, value),) = setting.items()
+    with pytest.raises(
+        InputError, match=f"--{name} {value} is not that of the encoder that is given.*{name}={value!r}"
+    ):
+        train(settings(text, tiny, tmp_path / "run", max_steps=1, **setting), load_encoder(tiny))
+    assert not (tmp_path / "run").exists()
+    train(settings(text, tiny, tmp_path / "run", max_steps=1, **setting), load_encoder(tiny, **setting))
+
+
+def test_a_start_whose_files_have_changed_is_not_taken_for_the_start(
+    tiny: Path, text: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = Path(shutil.copytree(tiny, tmp_path / "model"))
+    pairs = tmp_path / "pairs.tsv"
+    pairs.write_text("a man\tthe man\t5\na cat\tguitar\t0\na dog\tthe dog runs\t3\n")
+    ruin = {"learning_rate": 0.5, "max_steps": 2, "eval": str(pairs), "eval_every": 1, "objective": "ntxent"}
+    run = train(settings(text, model, tmp_path / "run", **ruin)).folder
+    state = load_state(checkpoints(run)[-1])
+    newest = checkpoints(run)[-1] / "state.json"
+    newest.write_text(newest.read_text().replace(f'"best_step": {state.best_step}', '"best_step": 0'))
+    write_manifest(checkpoints(run)[-1])
+    assert export(run, tmp_path / "same") == 0
+    changed = load_encoder(model)
+    with torch.no_grad():
+        next(changed.model.parameters()).mul_(1.5)
+    shutil.rmtree(model)
+    model.mkdir()
+    save_encoder(changed, model)
+    with pytest.raises(InputError, match=f"{model} is no longer the encoder that the run started from"):
+        export(run, tmp_path / "other")
+    assert "is no longer the encoder" in (summarise(run).missing or "")
+    with pytest.raises(TrainingError, match="its encoder can't be exported.*is no longer the encoder"):
+        resume(run, {"max_steps": 3})
+    assert "is no longer the encoder that the run started from" in caplog.text
+    assert "the neighbours kept are not measured from here on" in caplog.text
