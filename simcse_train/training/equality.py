@@ -41,6 +41,7 @@ def require_equal_data(
             "the content of --pairs": training_pairs and training_pairs.fingerprint,
             "the content of --eval": fingerprint(pairs),
             "the weights of the encoder": encoder_fingerprint(encoder),
+            "its tokenizer": encoder.tokenizer.fingerprint(),
             "its batches": encoder.batches,
             "--device": config.device,
             "--precision": config.precision,

@@ -19,6 +19,8 @@ from accelerate.utils import is_bf16_available
 from safetensors.torch import load_file
 
 from simcse_train import launcher
+from simcse_train.encoders.loading import load_encoder
+from simcse_train.encoders.saving import save_encoder
 from simcse_train.runs.folder import checkpoint_path, checkpoints
 from simcse_train.runs.metrics import read_metrics
 from tests.launch import command_line, finish, launch, run
@@ -166,6 +168,12 @@ def given_other_settings(folder: Path, text: Path, tiny: Path, name: str) -> Non
             own = (text if name == "data" else EXAMPLES / "pairs.tsv").read_text()
             (folder / "other.txt").write_text(own + ("One line more.\n" if name == "data" else "a cat\ta dog\t1.0\n"))
             changes = {name: folder / "other.txt"}
+        elif name == "model":
+            encoder, tiny = load_encoder(tiny), folder / "model"
+            tiny.mkdir()
+            save_encoder(encoder, tiny)
+            prompts = {"prompts": {"q": "a cat "}, "default_prompt_name": "q"}
+            (tiny / "config_sentence_transformers.json").write_text(json.dumps(prompts))
         else:
             changes = {"batch_size": 6}
     given = {"max_steps": 2, "eval": EXAMPLES / "pairs.tsv"} | changes
@@ -174,7 +182,12 @@ def given_other_settings(folder: Path, text: Path, tiny: Path, name: str) -> Non
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("data", "the content of --data"), ("eval", "the content of --eval"), ("batch", "--batch-size 6, not 8")],
+    [
+        ("data", "the content of --data"),
+        ("eval", "the content of --eval"),
+        ("model", "its tokenizer"),
+        ("batch", "--batch-size 6, not 8"),
+    ],
 )
 def test_processes_that_are_given_different_things_are_told_before_the_first_step(
     name: str, message: str, text: Path, tiny: Path, tmp_path: Path
