@@ -11,6 +11,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -138,9 +139,14 @@ def _check_config(config: PretrainedConfig, name: str) -> None:
         config.attention_type = "original_full"
 
 
+def model_class(config: PretrainedConfig) -> Any:
+    """Return the class of transformers by which the encoder of a configuration is loaded."""
+    return getattr(transformers, ENCODERS[config.model_type]) if config.model_type in ENCODERS else AutoModel
+
+
 def _load_model(source: Source, config: PretrainedConfig) -> PreTrainedModel:
     """Return the model in float32; raises `InputError` if its files lack weights."""
-    auto = getattr(transformers, ENCODERS[config.model_type]) if config.model_type in ENCODERS else AutoModel
+    auto = model_class(config)
     with _without_load_report(), seeded(0):  # transformers draws weights before it reads them
         model, report = auto.from_pretrained(
             source.place,

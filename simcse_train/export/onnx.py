@@ -21,13 +21,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import normalize
-from transformers import AutoModel
+from transformers import AutoConfig
 
 from simcse_train.data.batches import held_out_sentences
 from simcse_train.data.corpus import open_corpus
 from simcse_train.data.display import shown
 from simcse_train.data.sample import sample_text
 from simcse_train.encoders.encoder import Encoder
+from simcse_train.encoders.loading import model_class
 from simcse_train.encoders.pooling import pool
 from simcse_train.encoders.saving import save_encoder
 from simcse_train.errors import InputError, SaveError
@@ -207,7 +208,8 @@ class _States(nn.Module):
 def _write_graph(folder: Path, graph: Path) -> None:
     """Write the graph of the encoder in a folder; the number of sentences and of tokens stay open."""
     # Loaded again with an attention that exporters know, not the packed one.
-    model = AutoModel.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
+    loader = model_class(AutoConfig.from_pretrained(folder))
+    model = loader.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
     ids = torch.ones(2, 7, dtype=torch.long)
     mask = torch.ones(2, 7, dtype=torch.long)
     mask[1, 4:] = 0
