@@ -114,7 +114,7 @@ def neighbour_contrast(embeddings: Tensor, nearest: Tensor) -> float:
 def known_agreement(embeddings: Tensor) -> float:
     """Return `cluster_agreement`, from the cache where the same embeddings (rows, hidden) were clustered before."""
     key = hashlib.sha256(embeddings.float().cpu().numpy().tobytes()).hexdigest()
-    found = remembered("agreement", key)
+    found = remembered("agreement", key, (), np.float64)
     if found is None:
         found = np.array(cluster_agreement(embeddings))
         remember("agreement", key, found)

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -52,21 +52,18 @@ def cached_array(
         ) from None
     try:
         # Copy-on-write: torch warns of arrays that it may not write to.
-        found: NDArray[T] = np.load(path, mmap_mode="c")
-        if found.shape != shape or found.dtype != dtype:
-            raise ValueError("it has another shape")
-    except (OSError, ValueError, EOFError) as error:
+        found: NDArray[T] = _load(path, shape, dtype, mmap_mode="c")
+    except ValueError as error:
         raise InputError(f"{path} cannot be read ({error}). Delete that file and run again.") from None
     return found
 
 
-def remembered(name: str, key: object) -> NDArray[Any] | None:
+def remembered(name: str, key: object, shape: tuple[int, ...], dtype: type[T]) -> NDArray[T] | None:
     """Return the array that `remember` kept under this name and key, or None if the cache has none that is whole."""
     try:
-        found: NDArray[Any] = np.load(_path(name, [key, *_arithmetic()]))
-    except (OSError, ValueError, EOFError):
+        return _load(_path(name, [key, *_arithmetic()]), shape, dtype)
+    except ValueError:
         return None
-    return found
 
 
 def remember(name: str, key: object, array: NDArray[Any]) -> None:
@@ -77,6 +74,17 @@ def remember(name: str, key: object, array: NDArray[Any]) -> None:
             np.save(stream, array)
         flush(partial)
         partial.rename(path)
+
+
+def _load(path: Path, shape: tuple[int, ...], dtype: type[T], mmap_mode: Literal["c"] | None = None) -> NDArray[T]:
+    """Return the array of a file; raises `ValueError` if there is none of this shape and type."""
+    try:
+        found: NDArray[T] = np.load(path, mmap_mode=mmap_mode)
+    except Exception as error:  # numpy evaluates the header, and a damaged one fails in many ways
+        raise ValueError(" ".join(str(error).split())) from None
+    if found.shape != shape or found.dtype != dtype:
+        raise ValueError("it has another shape")
+    return found
 
 
 def _arithmetic() -> list[object]:

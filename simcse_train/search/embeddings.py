@@ -70,7 +70,8 @@ def known_embeddings(encoder: Encoder, rows: Sequence[Sequence[int]]) -> Tensor:
     """
     how = [distributed.world_size(), encoder.device.type, encoder.batches]  # it may change the last bits
     key = [encoder_fingerprint(encoder), hashlib.sha256(json.dumps(rows).encode()).hexdigest(), *how]
-    held = remembered("embedded", key) if distributed.is_main() else None
+    shape = len(rows), encoder.hidden_size
+    held = remembered("embedded", key, shape, np.float32) if distributed.is_main() else None
     if distributed.from_main(lambda: held is not None):
         mine = np.zeros((0, encoder.hidden_size), np.float32) if held is None else held
         counts = [len(rows), *[0] * (distributed.world_size() - 1)]
