@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import NamedTuple
 
@@ -247,7 +248,10 @@ def parse_pair(values: Sequence[object], place: Place) -> Pair | None:
     first, second, score = values
     if score is None or not str(score).strip():
         return None
-    label = float(score) if isinstance(score, int | float) else as_number(str(score))
+    try:
+        label = float(score) if isinstance(score, int | float | Decimal) else as_number(str(score))
+    except OverflowError:  # a whole number beyond all floats
+        label = None
     if (
         label is None
         or not np.isfinite(label)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 
 from simcse_train.data.display import enumerated
 from simcse_train.data.source import Source
@@ -50,7 +51,7 @@ def column_named(records: Records, name: str) -> str | None:
 
 def is_number(value: object) -> bool:
     """Say whether a value is a number, also one with a decimal comma."""
-    if isinstance(value, int | float):
+    if isinstance(value, int | float | Decimal):
         return True
     return isinstance(value, str) and as_number(value) is not None
 

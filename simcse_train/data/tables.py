@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import itertools
 import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
@@ -283,10 +282,13 @@ def _refuse_title(lines: list[tuple[int, str]], complete: bool, sample: list[lis
 def _unique(names: list[str]) -> list[str]:
     """Return the names of columns without spaces around them; a second one of a name gets its number."""
     found = [name.strip() for name in names]
-    twice = {name for name, count in Counter(found).items() if count > 1}
-    return [
-        f"{name} ({i})" if name in twice and name in found[: i - 1] else name for i, name in enumerate(found, start=1)
-    ]
+    unique = []
+    for number, name in enumerate(found, start=1):
+        if name in unique:
+            while name in found:  # another column may have been given that name
+                name = f"{name} ({number})"
+        unique.append(name)
+    return unique
 
 
 def _type(values: list[str]) -> str:

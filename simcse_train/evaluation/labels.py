@@ -64,7 +64,7 @@ def evaluate_labels(
 
 def score_labels(embeddings: NDArray[np.float32], labels: Sequence[str]) -> LabelScores:
     """Return the measures of normalised embeddings (sentences, hidden) and the label of each."""
-    _, numbers = np.unique(np.array(labels), return_inverse=True)
+    numbers = _numbered(labels)
     first, precision = score_neighbours(embeddings, labels)
     return LabelScores(
         sentences=len(labels),
@@ -80,10 +80,16 @@ def score_neighbours(embeddings: NDArray[np.float32], labels: Sequence[str]) -> 
 
     embeddings: (sentences, hidden), normalised.
     """
-    rows, names = torch.from_numpy(embeddings), np.array(labels)
+    rows, numbers = torch.from_numpy(embeddings), _numbered(labels)
     _, found = nearest(rows, rows, min(NEIGHBOURS, len(rows) - 1), exclude=torch.arange(len(rows)))
-    same = names[found.numpy()] == names[:, None]  # (sentences, ten)
+    same = numbers[found.numpy()] == numbers[:, None]  # (sentences, ten)
     return 100 * float(same[:, 0].mean()), 100 * float(same.mean())
+
+
+def _numbered(labels: Sequence[str]) -> NDArray[np.intp]:
+    """Return a number for each label: an array of strings would take the memory of the longest for each."""
+    numbers = {label: number for number, label in enumerate(sorted(set(labels)))}
+    return np.array([numbers[label] for label in labels], np.intp)
 
 
 def _clustering_agreement(embeddings: NDArray[np.float32], numbers: NDArray[np.intp]) -> float | None:

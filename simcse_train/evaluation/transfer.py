@@ -10,6 +10,7 @@ Embeddings are not normalised, as there.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from simcse_train.search.embeddings import encode_together, require_finite
 
 SEED = 1111  # SentEval's
 FOLDS = 10
+FEWEST = FOLDS + 2  # examples of a class: in each fold, what remains is divided into as many folds again
 STRENGTHS = [2.0**power for power in range(-2, 4)]
 STRENGTHS_WITH_TEST = [2.0**power for power in range(-1, 6)]  # where a task has a training and a test part alone
 
@@ -73,8 +75,13 @@ def evaluate_transfer(encoder: Encoder, data: Path, *, show_progress: bool = Fal
             continue
         parts = [[(s, c) for s, c in _read(task, data / name, i)] for i, name in enumerate(FILES[task])]
         for name, part in zip(FILES[task], parts, strict=True):
-            if len({label for _, label in part}) < (1 if task in CLASS_FILES else 2) or len(part) < FOLDS:
-                raise InputError(f"{data / name} holds {len(part)} examples; {task} needs {FOLDS}, of two classes.")
+            classes = Counter(label for _, label in part).most_common(1 if task in CLASS_FILES else 2)
+            fewest = FEWEST if name == FILES[task][0] or task in CLASS_FILES else 1  # else only to choose and to test
+            if len(classes) < (1 if task in CLASS_FILES else 2) or classes[-1][1] < fewest or len(part) < FOLDS:
+                raise InputError(
+                    f"{data / name} holds {len(part)} examples; {task} needs {max(FOLDS, fewest)} of each of two "
+                    "classes to learn from, and as many in all to test."
+                )
         if task in CLASS_FILES:
             parts = [[example for part in parts for example in part]]
         parts = [sorted(part, key=_place) for part in parts]

@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from simcse_train.config import option
-from simcse_train.data.batches import batches_per_epoch
+from simcse_train.data.batches import batches_per_epoch, held_out_sentences
 from simcse_train.data.display import shown
 from simcse_train.data.sample import LineCounts, sample_text
 from simcse_train.encoders.loading import load_encoder
@@ -109,7 +109,8 @@ def inspect_text(
     diagnosis = diagnose(embeddings[:512])
     pairs = most_similar_pairs(embeddings, batch_size, SHOWN_PAIRS)
     sentences = counts.lines - counts.empty - counts.duplicates
-    settings, reason = recommend(diagnosis, batches_per_epoch(sentences, batch_size))
+    trained = sentences - len(held_out_sentences(sentences))
+    settings, reason = recommend(diagnosis, batches_per_epoch(trained, batch_size))
     return Inspection(
         counts=counts,
         sampled=len(sample),

@@ -379,3 +379,9 @@ def test_a_field_of_a_table_may_be_long() -> None:
     csv.field_size_limit(131_072)  # as Python starts; the limit is one for the whole process
     long = "word " * 40_000 + "end"
     assert read("x.csv", f"id,text\n1,a short one\n2,{long}\n".encode()) == ["a short one", long]
+
+
+def test_a_second_column_of_a_name_does_not_take_the_name_of_another() -> None:
+    content = b"text,text,text (2)\nfirst one,second one,third one\nfirst two,second two,third two\n"
+    for name, place in (("text", "first"), ("text (2)", "third"), ("text (2) (2)", "second")):
+        assert read("x.csv", content, name) == [f"{place} one", f"{place} two"]

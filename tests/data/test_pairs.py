@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import logging
+from decimal import Decimal
 from pathlib import Path
 
 import pyarrow as pa
@@ -59,6 +60,11 @@ def test_pairs_are_read_from_every_format(name: str, content: bytes, tmp_path: P
             "p.csv",
             b"sentence1,sentence2,score\na,b,-1\nc,d,-1\n",
             "all 2 pairs the same score, -1: they can't be ranked",
+        ),
+        (
+            "p.jsonl",
+            b'{"sentence1": "a", "sentence2": "b", "score": 1' + b"0" * 400 + b"}\n",
+            "the score '10+' is not a number",
         ),
         ("p.csv", b"sentence1,sentence2,score\na,b,nan\nc,d,1\n", "line 2: the score 'nan' is not a number"),
         ("p.csv", b"premise,hypothesis,label\na,b,neutral\nc,d,entailment\n", "line 2: the score 'neutral'"),
@@ -146,3 +152,10 @@ def test_pairs_of_the_same_sentence_twice_are_refused(tmp_path: Path) -> None:
     (tmp_path / "p.tsv").write_text("a man\ta man\t1\na cat\ta cat\t2\nthe dog\tthe dog\t0\n")
     with pytest.raises(InputError, match="same sentence twice in each of its 3 pairs"):
         read_pairs(tmp_path / "p.tsv", "--eval")
+
+
+def test_decimals_of_a_data_base_are_scores(tmp_path: Path) -> None:
+    scores = [Decimal("1.50"), Decimal("4.25")]
+    columns = {"sentence1": ["a", "c"], "sentence2": ["b", "d"], "score": pa.array(scores, pa.decimal128(5, 2))}
+    pq.write_table(pa.table(columns), tmp_path / "p.parquet")
+    assert [pair.score for pair in read_pairs(tmp_path / "p.parquet")] == [1.5, 4.25]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,14 @@ import pytest
 
 from simcse_train.encoders.loading import load_encoder
 from simcse_train.errors import InputError
-from simcse_train.evaluation.labels import as_json, evaluate_labels, read_labelled, score_labels, table
+from simcse_train.evaluation.labels import (
+    as_json,
+    evaluate_labels,
+    read_labelled,
+    score_labels,
+    score_neighbours,
+    table,
+)
 
 
 def test_the_measures_are_their_definitions() -> None:
@@ -97,3 +105,13 @@ def test_clusters_beyond_the_limit_are_left_out_and_the_table_says_so() -> None:
     assert "NMI of k-means" in table(many, "x.tsv") and "left out" in table(many, "x.tsv")
     assert json.loads(as_json(many))["nmi"] is None
     assert score_labels(embeddings, [str(i % 2) for i in range(count)]).nmi is not None
+
+
+def test_one_long_label_takes_its_memory_once() -> None:
+    rows = np.eye(64, dtype=np.float32)[np.arange(2000) % 64]
+    labels = [f"label {number % 64}" for number in range(1999)] + ["x" * 20_000]
+    tracemalloc.start()
+    score_neighbours(rows, labels)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20 * 2**20

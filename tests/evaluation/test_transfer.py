@@ -76,6 +76,25 @@ def test_a_line_in_another_form_is_refused_with_its_number(tiny: Path, tmp_path:
         evaluate_transfer(load_encoder(tiny), tmp_path)
 
 
+@pytest.mark.parametrize(("task", "enough"), [("CR", 12), ("TREC", 12)])
+def test_too_few_examples_for_the_folds_are_refused_and_enough_are_not(
+    task: str, enough: int, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer, "STRENGTHS", [1.0])
+    senteval(tmp_path)
+    for name in [name for other in FILES if other != task for name in FILES[other]]:
+        (tmp_path / name).unlink()
+    lines = (tmp_path / FILES[task][0]).read_bytes().splitlines(keepends=True)
+    kept = enough if task == "CR" else 2 * enough  # the classes of TREC alternate in one file
+    (tmp_path / FILES[task][0]).write_bytes(b"".join(lines[:kept]))
+    accuracy = {result.task: result.accuracy for result in evaluate_transfer(load_encoder(tiny), tmp_path)}[task]
+    assert accuracy is not None
+    assert accuracy > 80
+    (tmp_path / FILES[task][0]).write_bytes(b"".join(lines[: kept - 1]))
+    with pytest.raises(InputError, match=f"{task} needs 12 of each of two classes"):
+        evaluate_transfer(load_encoder(tiny), tmp_path)
+
+
 def test_a_coin_is_not_learned() -> None:
     generator = np.random.default_rng(0)
     features = generator.normal(size=(200, 5)).astype(np.float32)
