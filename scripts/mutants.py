@@ -26,7 +26,7 @@ from typing import Annotated, NamedTuple
 import typer
 
 ROOT = Path(__file__).parent.parent
-COPIED = ("simcse_train", "tests", "scripts", "examples", "configs", "pyproject.toml")
+COPIED = ("simcse_train", "tests", "scripts", "examples", "configs", "pyproject.toml", "README.md")
 # Imported once, before the processes that run the tests are forked: importing takes longer than most of the tests.
 HEAVY = ("accelerate", "hypothesis", "pytest", "scipy.stats", "torch", "transformers")
 OPTIONS = ("-x", "-q", "-p", "no:cacheprovider", "-m", "not slow", "-W", "ignore::pytest.PytestAssertRewriteWarning")
