@@ -26,7 +26,7 @@ def keep_start(run: Path, encoder: Encoder) -> None:
 
     The copy says too whether it was given packed batches, and which of its weights were frozen.
     """
-    frozen = [name for name, parameter in encoder.named_parameters() if not parameter.requires_grad]
+    frozen = [name for name, each in encoder.named_parameters() if not (each.requires_grad or name.startswith("head."))]
 
     def write(folder: Path) -> None:
         save_encoder(encoder, folder)

@@ -98,7 +98,12 @@ def resolve(config: TrainConfig, encoder: Encoder, run: Path) -> TrainConfig:
 
 
 def require_own_settings(config: TrainConfig, encoder: Encoder) -> None:
-    """Raise `InputError` if settings ask for another pooling or dropout than that of an encoder from Python."""
+    """Raise `InputError` if an encoder from Python is frozen, or has another pooling or dropout than the settings."""
+    if not any(parameter.requires_grad for parameter in encoder.model.parameters()):
+        raise InputError(
+            "All weights of the encoder that is given are frozen, and nothing can be trained. Call "
+            "encoder.requires_grad_(True) before."
+        )
     rates = set(dropout_settings(encoder.model.config).values())
     for name, own in (("pooling", {encoder.pooling, "auto"}), ("dropout", rates | {None})):
         if (wanted := getattr(config, name)) not in own:

@@ -165,6 +165,21 @@ def test_settings_that_a_given_encoder_does_not_have_are_refused(
     train(settings(text, tiny, tmp_path / "run", max_steps=1, **setting), load_encoder(tiny, **setting))
 
 
+def test_an_encoder_that_is_frozen_as_a_whole_is_refused_and_its_head_alone_is_not(
+    tiny: Path, text: Path, tmp_path: Path
+) -> None:
+    given = load_encoder(tiny)
+    given.head = projection_head(given.hidden_size, seed=0, initializer_range=0.02)
+    with pytest.raises(InputError, match="All weights of the encoder that is given are frozen"):
+        train(settings(text, tiny, tmp_path / "run", max_steps=1), given.requires_grad_(False))
+    given.requires_grad_(True)
+    given.head.requires_grad_(False)
+    run = train(settings(text, tiny, tmp_path / "run", max_steps=1), given).folder
+    shutil.rmtree(run / "checkpoints")
+    shutil.rmtree(run / "encoder")
+    assert (resume(run).folder / "encoder").is_dir()
+
+
 def test_a_start_whose_files_have_changed_is_not_taken_for_the_start(
     tiny: Path, text: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
