@@ -23,7 +23,8 @@ from simcse_train.data.files import find_files, one_file, require_other_file
 from simcse_train.errors import InputError
 
 if TYPE_CHECKING:
-    from simcse_train.evaluation.comparison import Choice, Question, Side
+    from simcse_train.evaluation.answers import Choice
+    from simcse_train.evaluation.comparison import Question, Side
 
 JUDGED = 500  # questions that a file of labels answers
 KEYS: dict[str, Side] = {"1": "left", "2": "right", "b": "both", "n": "neither"}
@@ -81,9 +82,11 @@ def compare_command(
     from simcse_train.data.cache import digest
     from simcse_train.data.pairs import read_pairs
     from simcse_train.evaluation import comparison as blind
+    from simcse_train.evaluation.answers import describe, outcome
+    from simcse_train.evaluation.answers import write_pairs as write_answers
     from simcse_train.evaluation.labels import read_labelled
 
-    decide: Callable[[blind.Question], blind.Choice | None] = _ask_person
+    decide: Callable[[blind.Question], Choice | None] = _ask_person
     judged_by = ""
     if judge is not None and label_column is not None:
         labelled = read_labelled(judge, label_column, judge_text_column, option="--judge", fallback_encoding=encoding)
@@ -116,10 +119,10 @@ def compare_command(
         found = blind.ask(asked, decide, path, questions)
     if not found:
         typer.echo("Nothing was answered: the encoders find the same neighbours, or no question could be judged.")
-    typer.echo(blind.describe(blind.outcome(found)))
+    typer.echo(describe(outcome(found)))
     for target, scored in ((write_eval, True), (write_pairs, False)):
         if target is not None:
-            typer.echo(f"Wrote {blind.write_pairs(found, target, scored=scored):,} pairs to {target}.")
+            typer.echo(f"Wrote {write_answers(found, target, scored=scored):,} pairs to {target}.")
 
 
 def _ask_person(question: Question) -> Choice:

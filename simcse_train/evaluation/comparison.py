@@ -10,28 +10,25 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-from scipy.stats import binomtest
 
 from simcse_train.data.cache import digest
 from simcse_train.data.corpus import open_corpus
 from simcse_train.data.pairs import Pair
 from simcse_train.encoders.encoder import Encoder
-from simcse_train.errors import InputError, SaveError
-from simcse_train.runs.atomic import write_text
+from simcse_train.errors import SaveError
+from simcse_train.evaluation.answers import Answer, Choice, first_line, read_answers
 from simcse_train.search.embeddings import cached_embeddings, encoder_fingerprint
 from simcse_train.search.index import nearest
 
 BLOCK = 256  # sentences whose neighbours are looked up at once
-LEVEL = 0.05  # of the test, and of its interval
 
-Choice = Literal["old", "new", "both", "neither"]
 Side = Literal["left", "right", "both", "neither"]
 
 
@@ -48,34 +45,6 @@ class Question:
     def sides(self) -> tuple[str, str]:
         """The two candidates as they are shown, left and right."""
         return (self.new, self.old) if self.new_left else (self.old, self.new)
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A question's sentences and which neighbour was found to fit better."""
-
-    query: str
-    old: str
-    new: str
-    choice: Choice
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The answers counted, and the new encoder's share of those that prefer one, with its interval and p-value."""
-
-    old: int
-    new: int
-    both: int
-    neither: int
-    share: float | None = None  # new among old and new; None where no answer prefers one
-    interval: tuple[float, float] | None = None  # exact, 95 % (Clopper & Pearson 1934)
-    p_value: float | None = None  # two-sided, against a share of one half
-
-    @property
-    def differs(self) -> bool:
-        """Whether the preference is unlikely to be chance, at the level of 5 %."""
-        return self.p_value is not None and self.p_value < LEVEL
 
 
 class Comparison:
@@ -127,32 +96,6 @@ def choice_of(question: Question, side: Side) -> Choice:
     return "new" if (side == "left") == question.new_left else "old"
 
 
-def outcome(answers: Iterable[Answer]) -> Outcome:
-    """Return who was preferred how often, with an exact binomial test of the answers that prefer one."""
-    choices = [answer.choice for answer in answers]
-    old, new, both, neither = (choices.count(name) for name in ("old", "new", "both", "neither"))
-    if old + new == 0:
-        return Outcome(old, new, both, neither)
-    test = binomtest(new, old + new)
-    interval = test.proportion_ci(1 - LEVEL, method="exact")
-    return Outcome(old, new, both, neither, new / (old + new), (interval.low, interval.high), test.pvalue)
-
-
-def describe(found: Outcome) -> str:
-    """Return the outcome as a paragraph."""
-    counted = f"New {found.new}, old {found.old}, both {found.both}, neither {found.neither}."
-    if found.share is None or found.interval is None or found.p_value is None:
-        return f"{counted} No answer prefers one of the encoders."
-    low, high = found.interval
-    figures = (
-        f"Of {found.old + found.new} answers that prefer one, {100 * found.share:.0f} % prefer the new encoder "
-        f"(95 % interval {100 * low:.0f} to {100 * high:.0f} %; exact binomial test, p = {found.p_value:.2g})."
-    )
-    if found.differs:
-        return f"{counted} {figures} The {'new' if found.share > 0.5 else 'old'} encoder finds the better neighbours."
-    return f"{counted} {figures} This could be chance: more answers are needed to tell the encoders apart."
-
-
 def labels_as_judge(sentences: Sequence[str], labels: Sequence[str]) -> Callable[[Question], Choice | None]:
     """Return a judge for whom a neighbour fits if it has the query's label; None where a label is not known."""
     label = dict(zip(sentences, labels, strict=True))
@@ -194,7 +137,7 @@ class Sheet:
         self.path = path
         self.answers = read_answers(path, comparison.answers_fingerprint)
         if not path.exists() or not path.stat().st_size:
-            self._append(_head(comparison.answers_fingerprint))
+            self._append(first_line(comparison.answers_fingerprint))
         answered = {answer.query for answer in self.answers}
         self._open = (question for question in comparison.questions() if question.query not in answered)
         self._question = next(self._open, None)
@@ -245,57 +188,3 @@ def ask(
             break
         sheet.answer(choice)
     return sheet.answers
-
-
-def read_answers(path: Path, fingerprint: str) -> list[Answer]:
-    """Return the answers of a file, none where there is no file; a last line that a kill cut short is removed.
-
-    Of two answers to one question, as two pages can give, the first counts. Raises `InputError` if they are about other
-    encoders or another text, or by another judge, or if the file is none of answers.
-    """
-    try:
-        content = path.read_bytes() if path.exists() else b""
-    except OSError as error:
-        raise InputError(f"--answers {path} can't be read: {error.strerror}. Choose another file.") from None
-    whole = content.rfind(b"\n") + 1
-    answers: dict[str, Answer] = {}  # by question
-    if whole or not json.dumps(_head(fingerprint)).encode().startswith(content):  # else nothing, or a part of the head
-        try:
-            head, *records = [json.loads(line) for line in content[:whole].splitlines()]
-            if head["comparison"] != fingerprint:
-                raise InputError(
-                    f"--answers {path} holds answers about other encoders or another text, or by another judge. Choose "
-                    "another file."
-                )
-            for record in records:
-                answer = Answer(**record)
-                answers.setdefault(answer.query, answer)
-        except (ValueError, TypeError, KeyError):
-            raise InputError(f"--answers {path} is no file of answers. Choose another file.") from None
-    if whole < len(content):
-        os.truncate(path, whole)
-    return list(answers.values())
-
-
-def _head(fingerprint: str) -> dict[str, str]:
-    """Return the first line of a file of answers."""
-    return {"comparison": fingerprint}
-
-
-def write_pairs(answers: Iterable[Answer], path: Path, *, scored: bool) -> int:
-    """Write what the answers say as pairs in a .jsonl file; return how many.
-
-    scored: sentence1, sentence2 and score (1 for a neighbour that fits, else 0), for `--eval`. Otherwise anchor,
-    positive and, where the other neighbour does not fit, negative, for `--pairs`. Raises `SaveError` if that fails.
-    """
-    records: list[dict[str, object]] = []
-    for answer in answers:
-        old, new = answer.choice in ("old", "both"), answer.choice in ("new", "both")
-        candidates = [(answer.old, old), (answer.new, new)]
-        if scored:
-            records += [{"sentence1": answer.query, "sentence2": s, "score": int(fits)} for s, fits in candidates]
-            continue
-        negative = [{"negative": s} for s, fits in candidates if not fits]
-        records += [{"anchor": answer.query, "positive": s, **(negative or [{}])[0]} for s, fits in candidates if fits]
-    write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
-    return len(records)

@@ -6,7 +6,8 @@ import threading
 from typing import TYPE_CHECKING, get_args
 from urllib.parse import parse_qs
 
-from simcse_train.evaluation.comparison import Sheet, Side, choice_of, describe, outcome
+from simcse_train.evaluation.answers import describe, outcome
+from simcse_train.evaluation.comparison import Sheet, Side, choice_of
 from simcse_train.pages.server import BODY_LENGTH
 from simcse_train.report.html import make_environment
 

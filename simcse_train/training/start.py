@@ -215,7 +215,7 @@ def _with_chosen_objective(config: TrainConfig, diagnosis: Diagnosis, batches: B
 def _resumed_trainer(run: Path, checkpoint: Path, changes: Mapping[str, Any]) -> Trainer:
     state = load_state(checkpoint)
     # Where --kernels compile found nothing that it may do, the run goes on without, and was begun with it all the same.
-    began = {name: value for name, value in changes.items() if name != "kernels" or value != state.settings[name]}
+    began = {name: value for name, value in changes.items() if name != "kernels" or value != state.settings.get(name)}
     config = changed(state.config(), began)
     require_equal_settings(config)
     find_device(config.device)

@@ -13,20 +13,15 @@ from simcse_train.data.pairs import Pair, read_pairs
 from simcse_train.encoders.loading import load_encoder
 from simcse_train.encoders.saving import save_encoder
 from simcse_train.errors import InputError, SaveError
+from simcse_train.evaluation.answers import Answer, Choice, describe, outcome, read_answers, write_pairs
 from simcse_train.evaluation.comparison import (
-    Answer,
-    Choice,
     Comparison,
     Question,
     Sheet,
     ask,
     choice_of,
-    describe,
     labels_as_judge,
-    outcome,
     pairs_as_judge,
-    read_answers,
-    write_pairs,
 )
 from tests.cli.test_commands import refused, run
 

@@ -13,7 +13,8 @@ import pytest
 
 from scripts.browser import served
 from simcse_train.encoders.loading import load_encoder
-from simcse_train.evaluation.comparison import Comparison, Sheet, read_answers
+from simcse_train.evaluation.answers import read_answers
+from simcse_train.evaluation.comparison import Comparison, Sheet
 from simcse_train.pages.compare import compare_routes
 from tests.browser import HOSTILE, complaints, follow, requests, themes_of, visit
 from tests.cli.test_commands import refused, run
