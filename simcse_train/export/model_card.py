@@ -17,7 +17,7 @@ from simcse_train.data.display import shown
 from simcse_train.encoders.encoder import Encoder, dropout_settings
 from simcse_train.encoders.sources import Source
 from simcse_train.errors import InputError
-from simcse_train.report.verdict import MEASURES, Verdict, judge_run, only_measures
+from simcse_train.report.verdict import MEASURES, Verdict, judge_run, measures_by_step
 from simcse_train.runs.checkpoint import State
 from simcse_train.runs.metrics import read_metrics
 from simcse_train.version import __version__
@@ -35,8 +35,8 @@ def model_card(encoder: Encoder, state: State, run: Path, name: str, *, backend:
     """
     config = state.config()
     lines = read_metrics(run)
-    measured = {line["step"]: line for line in lines if "uniformity" in line}
-    before, after = (only_measures(measured.get(step, {})) for step in (0, state.step))
+    measured = measures_by_step(lines)
+    before, after = (measured.get(step, {}) for step in (0, state.step))
     dropout = ", ".join(f"{key} {value:g}" for key, value in dropout_settings(encoder.model.config).items())
     method = f"{'unsupervised' if config.data else 'supervised'} {METHOD}"
     measured_on = "held-out sentences of the text" if config.data else "sentences of the pairs"

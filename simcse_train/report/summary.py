@@ -20,7 +20,7 @@ from simcse_train.data.corpus import open_corpus
 from simcse_train.errors import InputError
 from simcse_train.evaluation.geometry import Space, look
 from simcse_train.export.folder import load_saved_encoder
-from simcse_train.report.verdict import judge_run, only_measures
+from simcse_train.report.verdict import judge_run, measures_by_step
 from simcse_train.runs.checkpoint import State, newest_state
 from simcse_train.runs.folder import CONFIG, ENCODER, checkpoint_path
 from simcse_train.runs.metrics import read_metrics
@@ -118,8 +118,8 @@ def summarise(run: Path, *, with_sentences: bool = True, seen: Seen | None = Non
     if newest is not None and finished and newest.best_step is not None:
         state = replace(newest, step=newest.best_step)
     step = state.step if state else 0
-    measured = {line["step"]: line for line in lines if "uniformity" in line}
-    before, after = (only_measures(measured.get(which, {})) for which in (0, step))
+    measured = measures_by_step(lines)
+    before, after = (measured.get(which, {}) for which in (0, step))
     missing = None
     if with_sentences and config.data and seen is None:
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -122,12 +122,12 @@ def judge(before: Mapping[str, float], after: Mapping[str, float]) -> Verdict:
     )
 
 
-def judge_run(lines: Sequence[Mapping[str, Any]], step: int) -> Verdict:
+def judge_run(lines: Iterable[Mapping[str, Any]], step: int) -> Verdict:
     """Return the verdict on a run that logged these lines, and whose encoder is that of a step.
 
     Where training did not help, that is step 0, and the verdict is on the last step that was measured.
     """
-    measured = {line["step"]: only_measures(line) for line in lines if "uniformity" in line}
+    measured = measures_by_step(lines)
     judged = step or max(measured, default=0)
     if not judged:
         return Verdict(Outcome.UNCLEAR, "Nothing was measured after training began")
@@ -175,6 +175,11 @@ def announcement(
 def only_measures(record: Mapping[str, Any]) -> dict[str, float]:
     """Return what a line of metrics.jsonl says of the encoder: its measures, where present."""
     return {key: record[key] for key in (*MEASURES, *OF_THE_TEXT) if record.get(key) is not None}
+
+
+def measures_by_step(lines: Iterable[Mapping[str, Any]]) -> dict[int, dict[str, float]]:
+    """Return what the lines of metrics.jsonl say of the encoder at each step at which it was measured."""
+    return {line["step"]: only_measures(line) for line in lines if "uniformity" in line}
 
 
 def describe(record: Mapping[str, Any]) -> str:

@@ -43,7 +43,7 @@ def load_beginning(run: Path, config: TrainConfig, fingerprint: str | None = Non
     loaded, or if the `fingerprint` of its weights is another.
     """
     packed = bool(_trained_as(run).get("packed", True))
-    encoder = load_encoder(source_of_start(run, config), pooling=config.pooling, dropout=config.dropout, packed=packed)
+    encoder = load_encoder(_source_of_start(run, config), pooling=config.pooling, dropout=config.dropout, packed=packed)
     if fingerprint not in (None, weights_fingerprint(encoder)):
         raise InputError(
             f"{config.model} is no longer the encoder that the run started from: its weights have changed since. "
@@ -82,7 +82,7 @@ def _trained_as(run: Path) -> dict[str, Any]:
     return found
 
 
-def source_of_start(run: Path, config: TrainConfig) -> str:
+def _source_of_start(run: Path, config: TrainConfig) -> str:
     """Return where the encoder is that a run starts from: its copy in the run folder, else the model's own name.
 
     Raises `InputError` if the copy is damaged.

@@ -11,7 +11,7 @@ from simcse_train.encoders.encoder import Encoder
 from simcse_train.errors import InputError, TrainingError
 from simcse_train.export.folder import load_chosen, write_export
 from simcse_train.report.summary import Seen
-from simcse_train.report.verdict import Outcome, describe, judge_run, only_measures
+from simcse_train.report.verdict import Outcome, describe, judge_run, measures_by_step
 from simcse_train.runs.folder import ENCODER, checkpoint_path
 from simcse_train.runs.metrics import read_metrics
 from simcse_train.training.loop import Trainer
@@ -41,8 +41,8 @@ def finish(trainer: Trainer) -> Run:
     write_export(encoder, state, run, run / ENCODER)
     encoder.head = None
     lines = read_metrics(run)
-    measured = {line["step"]: line for line in lines if "uniformity" in line}
-    before, last, after = (only_measures(measured.get(step, {})) for step in (0, trainer.step, state.step))
+    measured = measures_by_step(lines)
+    before, last, after = (measured.get(step, {}) for step in (0, trainer.step, state.step))
     if before:
         logger.info(f"before training  {describe(before)}")
     logger.info(f"after training   {describe(last)}")
