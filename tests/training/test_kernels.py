@@ -13,10 +13,11 @@ from accelerate.utils import is_bf16_available
 from simcse_train.encoders import acceptance
 from simcse_train.encoders.compiled.build import CannotCompile
 from simcse_train.encoders.compiled.library import _library, library
-from simcse_train.errors import Stopped, TrainingError
+from simcse_train.errors import InputError, Stopped, TrainingError
 from simcse_train.objectives.registry import OBJECTIVES
 from simcse_train.runs.checkpoint import State, load_state
 from simcse_train.runs.folder import checkpoints
+from simcse_train.runs.manifest import write_manifest
 from simcse_train.training.compiled_optimizer import CompiledAdamW
 from simcse_train.training.start import resume, train
 from tests.training.test_loop import bits, interrupted_at, metrics, settings
@@ -149,3 +150,17 @@ def test_a_resumed_run_keeps_its_kernels_where_its_weights_now_fail_the_probe(
     refused = train(settings(text, small, tmp_path / "refused", max_steps=1)).folder
     assert last_state(refused).versions["kernels"] == "off"
     assert bits(resume(tmp_path / "stopped").folder / "encoder") == bits(whole / "encoder")
+
+
+def test_a_run_whose_layers_torch_compile_did_not_fit_is_resumed_by_the_command_that_began_it(
+    text: Path, tiny: Path, tmp_path: Path
+) -> None:
+    run = train(settings(text, tiny, tmp_path / "run", max_steps=1, kernels="off")).folder
+    newest = checkpoints(run)[-1]
+    state = (newest / "state.json").read_text()  # as on a GPU, where `computation` says that nothing was compiled
+    (newest / "state.json").write_text(state.replace('"kernels": "off"', '"kernels": "compile"', 1))
+    write_manifest(newest)
+    resume(run, {"kernels": "compile", "max_steps": 2})
+    assert load_state(checkpoints(run)[-1]).step == 2
+    with pytest.raises(InputError, match="--kernels compile differs from the run's own off"):
+        resume(train(settings(text, tiny, tmp_path / "off", max_steps=1, kernels="off")).folder, {"kernels": "compile"})
