@@ -8,6 +8,8 @@ labels only judge) it is how often the nearest other sentence has the same label
 Further texts have labels by the way they were made: five descriptions of one image (captions-en), a hundred successive
 entries of a dictionary in the order of meaning (wordnet-definitions, wordnet-headed), forty successive sentences of
 film reviews, plays or speeches (movie_reviews, shakespeare, state_union). On Wikipedia the truth is STS-B test.
+`DOMAIN:PATTERN` is the part of a domain whose labels match a regular expression, such as `banking77:fee|charge`, a text
+about one thing.
 
 A line of the output holds the run, the truth before and after, and what the program measured and said. `weak:ENCODER`
 is a copy of an encoder with noise in its weights, `random:ENCODER` one with new weights. Prints two tables: the mean
@@ -22,6 +24,7 @@ import itertools
 import json
 import lzma
 import random
+import re
 import tempfile
 from collections import defaultdict
 from pathlib import Path
@@ -37,6 +40,7 @@ from simcse_train.config import make_config
 from simcse_train.data.pairs import read_pairs
 from simcse_train.encoders.encoder import Encoder
 from simcse_train.encoders.loading import load_encoder
+from simcse_train.encoders.modules import MODULES
 from simcse_train.encoders.saving import save_encoder
 from simcse_train.evaluation.labels import score_neighbours
 from simcse_train.evaluation.sts import similarity_score
@@ -69,7 +73,9 @@ def read_text(data: Path, name: str, lines: int) -> tuple[list[str], list[str]]:
     if name in BLOCKS:
         read, count, size = BLOCKS[name]
         return _blocks(_lines(data / "corpora" / f"{name}.txt.gz", read), count, size)
-    rows = [line.split("\t", 1) for line in _lines(data / "domains" / f"{name}-train.tsv.gz")]
+    domain, _, pattern = name.partition(":")
+    rows = [line.split("\t", 1) for line in _lines(data / "domains" / f"{domain}-train.tsv.gz")]
+    rows = [row for row in rows if re.search(pattern, row[0])]
     return [sentence for _, sentence in rows], [label for label, _ in rows]
 
 
@@ -101,6 +107,7 @@ def make_encoder(name: str, folder: Path) -> str:
                 if parameter.ndim > 1:
                     parameter.add_(torch.randn_like(parameter) * parameter.std() * 0.5)
     save_encoder(encoder, folder)
+    (folder / MODULES).unlink()  # it was not trained for sentences
     return str(folder)
 
 

@@ -75,6 +75,7 @@ class Normalize(nn.Module):
 class Folder:
     """A sentence-transformers folder as it was read; a plain model has none of it."""
 
+    for_sentences: bool = False  # whether there are such files: nobody writes them for a plain language model
     transformer: str = ""  # the sub-folder with the model
     pooling: str | None = None  # what its Pooling module says
     include_prompt: bool = True
@@ -100,7 +101,7 @@ def read_folder(source: str, find: Find) -> Folder:
         return Folder(pooling=_pooling(source, _read_json(find, "1_Pooling/config.json"))[0])
     if not (isinstance(listed, list) and listed and all(isinstance(module, dict) for module in listed)):
         raise _refused(source, f"its {MODULES} is not a list of modules")
-    found = Folder()
+    found = Folder(for_sentences=True)
     for i, module in enumerate(listed):
         _add_module(found, source, find, i, module)
     found.prompts = _prompts(source, _read_json(find, PROMPTS))

@@ -6,6 +6,7 @@ The thresholds come from `scripts/verdict_study.py`; docs/questions.md shows the
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,11 +37,15 @@ class Diagnosis:
     hardest_negative: float  # mean cosine of a sentence with the most similar of the others of a batch
     cluster_agreement: float
     others: int = BATCH - 1  # among which the most similar one was looked for
+    for_sentences: bool = False  # whether the encoder's own files say that it was trained for sentences
 
     @property
     def is_tuned(self) -> bool:
-        """Whether the encoder has been trained for sentences; otherwise it is a plain language model."""
-        return self.uniformity < TUNED
+        """Whether the encoder has been trained for sentences; otherwise it is a plain language model.
+
+        Uniformity alone cannot tell: where all sentences are about one thing, those of a tuned encoder are close, too.
+        """
+        return self.for_sentences or self.uniformity < TUNED
 
     @property
     def is_general(self) -> bool:
@@ -61,8 +66,11 @@ def unknown_words(share: float) -> str:
     )
 
 
-def diagnose(embeddings: Tensor) -> Diagnosis:
-    """Return the diagnosis of a random sample; embeddings: (sentences, hidden), normalised, before training."""
+def diagnose(embeddings: Tensor, *, for_sentences: bool) -> Diagnosis:
+    """Return the diagnosis of a random sample; embeddings: (sentences, hidden), normalised, before training.
+
+    for_sentences: whether the encoder's own files say that it was trained for sentences.
+    """
     order = torch.randperm(len(embeddings), generator=torch.Generator().manual_seed(0)).to(embeddings.device)
     negatives = negative_cosines(embeddings[order], BATCH)  # (anchors, 63)
     return Diagnosis(
@@ -71,16 +79,22 @@ def diagnose(embeddings: Tensor) -> Diagnosis:
         hardest_negative=float(negatives[:, 0].mean()),
         cluster_agreement=known_agreement(embeddings),
         others=negatives.shape[1],
+        for_sentences=for_sentences,
     )
 
 
-def harmless_rate(uniformity: float, hardest_negative: float, steps: int) -> float:
+def was_tuned(measures: Mapping[str, float]) -> bool:
+    """Return whether the encoder with these measures of step 0 was tuned; version 0.1.0 did not log it."""
+    return bool(measures.get("tuned", measures.get("uniformity", 0.0) < TUNED))
+
+
+def harmless_rate(is_tuned: bool, hardest_negative: float, steps: int) -> float:
     """Return the learning rate up to which NT-Xent harms no encoder in so many steps.
 
-    uniformity, hardest_negative: as in `Diagnosis`. A plain encoder has nothing to unlearn, and on a narrow text harm
+    is_tuned, hardest_negative: as in `Diagnosis`. A plain encoder has nothing to unlearn, and on a narrow text harm
     comes from similar negatives rather than from many steps: both have no limit.
     """
-    if uniformity >= TUNED or hardest_negative >= GENERAL:
+    if not is_tuned or hardest_negative >= GENERAL:
         return math.inf
     return float(f"{LEARNING_RATE * min(1.0, HARMLESS_STEPS / max(1, steps)):.2g}")
 
@@ -88,7 +102,7 @@ def harmless_rate(uniformity: float, hardest_negative: float, steps: int) -> flo
 def recommend(diagnosis: Diagnosis, steps: int) -> tuple[dict[str, Any], str]:
     """Return what suits encoder and text in a run of so many steps at the default rate, as settings, and the reason."""
     settings, reason = _recommended_objective(diagnosis)
-    rate = harmless_rate(diagnosis.uniformity, diagnosis.hardest_negative, steps)
+    rate = harmless_rate(diagnosis.is_tuned, diagnosis.hardest_negative, steps)
     if rate < LEARNING_RATE:
         settings["learning_rate"] = rate
         reason += f"; in {steps:,} steps at {LEARNING_RATE:g} it would unlearn what it was tuned for"
@@ -97,7 +111,10 @@ def recommend(diagnosis: Diagnosis, steps: int) -> tuple[dict[str, Any], str]:
 
 def _recommended_objective(diagnosis: Diagnosis) -> tuple[dict[str, Any], str]:
     if not diagnosis.is_tuned:
-        return {"objective": "ntxent"}, f"the encoder is a plain language model (uniformity {diagnosis.uniformity:.2f})"
+        return {"objective": "ntxent"}, (
+            f"the encoder is a plain language model (uniformity {diagnosis.uniformity:.2f}, no sentence-transformers "
+            "files)"
+        )
     hardest = (
         f"the most similar of {diagnosis.others} random sentences has a cosine of {diagnosis.hardest_negative:.2f}"
     )

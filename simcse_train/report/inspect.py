@@ -106,7 +106,7 @@ def inspect_text(
     embeddings = embed_rows(encoder, rows)  # (sampled, hidden)
     require_finite(embeddings.numpy(), sample.__getitem__)
     negatives = negative_cosines(embeddings, batch_size)  # (anchors, batch - 1)
-    diagnosis = diagnose(embeddings[:512])
+    diagnosis = diagnose(embeddings[:512], for_sentences=encoder.folder.for_sentences)
     pairs = most_similar_pairs(embeddings, batch_size, SHOWN_PAIRS)
     sentences = counts.lines - counts.empty - counts.duplicates
     trained = sentences - len(held_out_sentences(sentences))

@@ -11,7 +11,7 @@ from typing import Any
 from simcse_train.config import TrainConfig
 from simcse_train.data.cache import Counts
 from simcse_train.encoders.encoder import Encoder
-from simcse_train.evaluation.diagnosis import CLUSTERED, GENERAL, TUNED
+from simcse_train.evaluation.diagnosis import CLUSTERED, GENERAL, was_tuned
 from simcse_train.evaluation.geometry import FEWEST
 
 # The measures of an encoder in the order in which they are shown, with their digits.
@@ -24,8 +24,8 @@ MEASURES = {
     "cluster_agreement": 2,
 }
 
-# Measured only before training; it says what kind of text it is.
-OF_THE_TEXT = ("hardest_negative",)
+# Known only before training: what kind of text, and what kind of encoder it is.
+BEFORE = ("hardest_negative", "tuned")
 
 # Thresholds of the verdict without labels; scripts/verdict_study.py prints how often it is right.
 LOST_NEIGHBOURS = 0.6  # fewer neighbours kept than this in a narrow text: the encoder forgot what it knew
@@ -83,7 +83,7 @@ def judge(before: Mapping[str, float], after: Mapping[str, float]) -> Verdict:
     if "neighbours_kept" not in before:
         return Verdict(Outcome.UNCLEAR, f"There were fewer than {FEWEST} sentences to measure, too few to tell")
     uniformity = f"uniformity went from {before['uniformity']:.2f} to {after['uniformity']:.2f}"
-    if before["uniformity"] >= TUNED:
+    if not was_tuned(before):
         return Verdict(
             Outcome.UNCLEAR,
             f"The encoder was a plain language model before training; {uniformity}. Only labelled pairs (--eval) can "
@@ -174,7 +174,7 @@ def announcement(
 
 def only_measures(record: Mapping[str, Any]) -> dict[str, float]:
     """Return what a line of metrics.jsonl says of the encoder: its measures, where present."""
-    return {key: record[key] for key in (*MEASURES, *OF_THE_TEXT) if record.get(key) is not None}
+    return {key: record[key] for key in (*MEASURES, *BEFORE) if record.get(key) is not None}
 
 
 def measures_by_step(lines: Iterable[Mapping[str, Any]]) -> dict[int, dict[str, float]]:

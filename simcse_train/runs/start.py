@@ -24,13 +24,16 @@ TRAINED_AS = "trained_as.json"  # in the copy: what of an encoder from Python it
 def keep_start(run: Path, encoder: Encoder) -> None:
     """Copy the encoder into the run folder, so that a resumed run has it even if the model's own files change.
 
-    The copy says too whether it was given packed batches, and which of its weights were frozen.
+    The copy says too whether it was given packed batches, which of its weights were frozen, and whether it was trained
+    for sentences.
     """
     frozen = [name for name, each in encoder.named_parameters() if not (each.requires_grad or name.startswith("head."))]
 
+    trained_as = {"packed": encoder.packed, "frozen": frozen, "for_sentences": encoder.folder.for_sentences}
+
     def write(folder: Path) -> None:
-        save_encoder(encoder, folder)
-        (folder / TRAINED_AS).write_text(json.dumps({"packed": encoder.packed, "frozen": frozen}), encoding="utf-8")
+        save_encoder(encoder, folder)  # with sentence-transformers files, whether or not there were any
+        (folder / TRAINED_AS).write_text(json.dumps(trained_as), encoding="utf-8")
         write_manifest(folder)
 
     write_folder(run / START, write)
@@ -42,8 +45,10 @@ def load_beginning(run: Path, config: TrainConfig, fingerprint: str | None = Non
     It has the run's dropout. Raises `InputError` if the copy is damaged, if there is none and the model cannot be
     loaded, or if the `fingerprint` of its weights is another.
     """
-    packed = bool(_trained_as(run).get("packed", True))
+    known = _trained_as(run)
+    packed = bool(known.get("packed", True))
     encoder = load_encoder(_source_of_start(run, config), pooling=config.pooling, dropout=config.dropout, packed=packed)
+    encoder.folder.for_sentences = bool(known.get("for_sentences", encoder.folder.for_sentences))
     if fingerprint not in (None, weights_fingerprint(encoder)):
         raise InputError(
             f"{config.model} is no longer the encoder that the run started from: its weights have changed since. "

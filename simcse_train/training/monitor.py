@@ -78,7 +78,7 @@ def look_before(encoder: Encoder, batches: Batches) -> Before:
     if unknown > MANY_UNKNOWN and distributed.is_main():
         logger.warning(unknown_words(unknown))
     of_sample = known_embeddings(encoder, sample)
-    diagnosis = diagnose(of_sample)
+    diagnosis = diagnose(of_sample, for_sentences=encoder.folder.for_sentences)
     if measured == sample:
         return Before(of_sample, diagnosis.cluster_agreement, diagnosis)
     embeddings = known_embeddings(encoder, measured)
@@ -184,8 +184,14 @@ class Monitor:
             record["score"] = score
         if known:
             record["hardest_negative"] = known.diagnosis.hardest_negative  # says what kind of text it is
+            record["tuned"] = known.diagnosis.is_tuned
         if step == 0:
             self._before = record
+            if self.config.patience is not None and self.pairs is None and len(self.measured) < FEWEST:
+                logger.warning(
+                    f"--patience {self.config.patience} never ends this run: without --eval, the {len(self.measured)} "
+                    f"sentences that are measured are too few to see whether it improves ({FEWEST} are needed)."
+                )
         log_metrics(self.run, step, record)
         improved = self._choose(step, record)
         if improved:

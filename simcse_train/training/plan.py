@@ -21,7 +21,7 @@ from simcse_train.data.views import Repetition
 from simcse_train.encoders.encoder import Encoder, dropout_settings
 from simcse_train.encoders.probing import is_deterministic, is_repeatable
 from simcse_train.errors import InputError
-from simcse_train.evaluation.diagnosis import Diagnosis, harmless_rate, recommend, recommend_for_pairs
+from simcse_train.evaluation.diagnosis import Diagnosis, harmless_rate, recommend, recommend_for_pairs, was_tuned
 from simcse_train.runs.folder import STANDARD_INPUT, check_space, keep_standard_input
 from simcse_train.training.optimizer import peak_rate
 
@@ -140,7 +140,7 @@ def risk_of_more_steps(config: TrainConfig, total: int, first: Mapping[str, floa
     first: the measures of step 0.
     """
     rate = peak_rate(config)
-    harmless = harmless_rate(first.get("uniformity", 0.0), first.get("hardest_negative", 1.0), total)
+    harmless = harmless_rate(was_tuned(first), first.get("hardest_negative", 1.0), total)
     if config.objective != "ntxent" or rate <= harmless:
         return ""
     return (
@@ -148,6 +148,17 @@ def risk_of_more_steps(config: TrainConfig, total: int, first: Mapping[str, floa
         "an encoder that was tuned for sentences may unlearn on a general text what it was tuned for. A new run with "
         f"--max-steps {total} and --learning-rate {harmless:g} avoids that."
     )
+
+
+def require_reached_pairs(config: TrainConfig, batches: Batches) -> None:
+    """Raise `InputError` if a run over a text and pairs ends before the first batch of pairs."""
+    if batches.pairs is not None and not batches.paired_before(total_steps(config, batches)):
+        first = next(step for step in range(1, batches.per_epoch + 1) if batches.paired_before(step))
+        raise InputError(
+            f"--max-steps {config.max_steps} ends the run before it learns anything from --pairs, whose batches are "
+            f"evenly spread over an epoch of {batches.per_epoch:,} steps: step {first:,} is the first. Raise "
+            "--max-steps to that at least, or train on the pairs alone, without --data."
+        )
 
 
 def choose_epochs(config: TrainConfig, batches: Batches) -> TrainConfig:

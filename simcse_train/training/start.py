@@ -17,7 +17,7 @@ from simcse_train.data.pairs import fingerprint
 from simcse_train.encoders.encoder import Encoder
 from simcse_train.encoders.head import projection_head
 from simcse_train.errors import InputError
-from simcse_train.evaluation.diagnosis import Diagnosis
+from simcse_train.evaluation.diagnosis import Diagnosis, was_tuned
 from simcse_train.objectives.registry import make_objective
 from simcse_train.report.verdict import announcement
 from simcse_train.runs.atomic import write_text
@@ -237,7 +237,9 @@ def _resumed_trainer(run: Path, checkpoint: Path, changes: Mapping[str, Any]) ->
         )
     require_equal_data(config, encoder, corpus, training_pairs, pairs)
     before = None
+    first = next((line for line in read_metrics(run) if line["step"] == 0), {})
     if not state.step:  # it is measured again
+        encoder.folder.for_sentences = was_tuned(first)  # every checkpoint has sentence-transformers files
         encoder.to(config.device)
         before = look_before(encoder, make_batches(config, encoder, corpus, training_pairs, state.order))
     kernels = state.versions.get("kernels", "")
@@ -249,10 +251,9 @@ def _resumed_trainer(run: Path, checkpoint: Path, changes: Mapping[str, Any]) ->
         drop_metrics_after(run, state.step or -1)  # step 0 is measured again
         write_text(run / CONFIG, config_yaml(config))
     logger.info(f"Continuing from {checkpoint}, step {state.step} of {trainer.total}.")
-    if trainer.total > total_steps(state.config(), trainer.batches):
-        first = next((line for line in read_metrics(run) if line["step"] == 0), {})
-        if risk := risk_of_more_steps(config, trainer.total, first):
-            logger.warning(risk)
+    is_longer = trainer.total > total_steps(state.config(), trainer.batches)
+    if is_longer and (risk := risk_of_more_steps(config, trainer.total, first)):
+        logger.warning(risk)
     now = computation(encoder, trainer.kernels)
     saved_by = {"kernels": "off", "batches": now["batches"]} | state.versions  # version 0.1.0 had none, or did not say
     differ = [f"{name} {saved_by.get(name)}, now {new}" for name, new in now.items() if saved_by.get(name) != new]

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import normalize
 
 from simcse_train.evaluation import geometry
-from simcse_train.evaluation.diagnosis import Diagnosis, diagnose, recommend, recommend_for_pairs
+from simcse_train.evaluation.diagnosis import Diagnosis, diagnose, recommend, recommend_for_pairs, was_tuned
 from simcse_train.evaluation.geometry import (
     cluster_agreement,
     known_agreement,
@@ -30,13 +30,25 @@ def topics(count: int = 25, each: int = 20, spread: float = 0.4) -> torch.Tensor
 
 def test_spread_rows_are_tuned_and_general_and_topics_are_clustered() -> None:
     spread, clustered, collapsed = random_rows(500, 384), topics(), normalize(1 + 0.1 * random_rows(500))
-    assert diagnose(spread).is_tuned
-    assert diagnose(spread).is_general
-    assert not diagnose(spread).is_clustered
-    assert diagnose(clustered).is_tuned
-    assert not diagnose(clustered).is_general
-    assert diagnose(clustered).is_clustered
-    assert not diagnose(collapsed).is_tuned
+    of_spread, of_topics, of_collapsed = (
+        diagnose(rows, for_sentences=False) for rows in (spread, clustered, collapsed)
+    )
+    assert of_spread.is_tuned
+    assert of_spread.is_general
+    assert not of_spread.is_clustered
+    assert of_topics.is_tuned
+    assert not of_topics.is_general
+    assert of_topics.is_clustered
+    assert not of_collapsed.is_tuned
+    assert diagnose(collapsed, for_sentences=True).is_tuned
+
+
+def test_what_was_tuned_is_read_from_step_0_whatever_version_logged_it() -> None:
+    assert was_tuned({"uniformity": -1.0, "tuned": True})
+    assert not was_tuned({"uniformity": -3.0, "tuned": False})
+    assert was_tuned({"uniformity": -2.3})
+    assert not was_tuned({"uniformity": -2.1})
+    assert not was_tuned({})
 
 
 @pytest.mark.parametrize(
@@ -45,6 +57,7 @@ def test_spread_rows_are_tuned_and_general_and_topics_are_clustered() -> None:
         (Diagnosis(-1.0, 0.7, 0.9, 0.6), {"objective": "ntxent"}),
         (Diagnosis(-2.1, 0.4, 0.7, 0.5), {"objective": "ntxent"}),
         (Diagnosis(-2.3, 0.4, 0.7, 0.5), {"objective": "relational", "neighbours": 5}),
+        (Diagnosis(-1.0, 0.7, 0.9, 0.6, for_sentences=True), {"objective": "relational", "neighbours": 5}),
         (Diagnosis(-3.8, 0.02, 0.25, 0.2), {"objective": "ntxent"}),
         (Diagnosis(-2.9, 0.2, 0.62, 0.5), {"objective": "relational", "neighbours": 5}),
         (Diagnosis(-3.2, 0.1, 0.42, 0.2), {"objective": "relational", "neighbours": 0, "start_weight": 0.1}),

@@ -53,6 +53,8 @@ def after(**changes: float) -> dict[str, float]:
         # A plain language model has no neighbourhoods worth keeping.
         (after(uniformity=-1.0), after(uniformity=-3.0, neighbours_kept=0.1), Outcome.UNCLEAR),
         (after(uniformity=-1.0), after(uniformity=-3.0, alignment=0.45), Outcome.HARMED),
+        # An encoder for sentences has, also where all of them are about one thing.
+        (after(uniformity=-1.0, tuned=True), after(uniformity=-3.0, neighbours_kept=0.1), Outcome.HARMED),
         (after(alignment=0.45), after(alignment=0.6), Outcome.UNCLEAR),
         # Sentences of a general text may move apart as long as two views of one stay close.
         (GENERAL, after(uniformity=-3.1, neighbours_kept=0.44, neighbour_contrast=0.3), Outcome.HELPED),

@@ -19,11 +19,13 @@ from simcse_train.encoders.encoder import Encoder
 from simcse_train.encoders.head import projection_head
 from simcse_train.encoders.saving import save_encoder
 from simcse_train.errors import InputError, Stopped, TrainingError
+from simcse_train.evaluation.diagnosis import TUNED
 from simcse_train.export.folder import export
 from simcse_train.report.summary import summarise
 from simcse_train.runs.checkpoint import load_state
-from simcse_train.runs.folder import LOCK, checkpoints
+from simcse_train.runs.folder import CONFIG, LOCK, checkpoints
 from simcse_train.runs.manifest import write_manifest
+from simcse_train.runs.metrics import read_metrics
 from simcse_train.runs.start import keep_start, load_start
 from tests.training.test_loop import bits, interrupted_at, settings
 
@@ -140,6 +142,24 @@ def test_what_was_frozen_of_a_given_encoder_stays_so_when_the_run_is_resumed(
     shutil.rmtree(tmp_path / "stopped" / "checkpoints")
     shutil.rmtree(tmp_path / "stopped" / "encoder")
     assert bits(resume(tmp_path / "stopped").folder / "encoder") == bits(whole / "encoder")
+
+
+@pytest.mark.parametrize("has_files", [False, True])
+def test_whether_an_encoder_is_for_sentences_is_said_by_its_own_files_and_not_by_a_copy(
+    tiny: Path, text: Path, tmp_path: Path, has_files: bool
+) -> None:
+    save_encoder(load_encoder(tiny), tmp_path / "own")
+    model = tmp_path / "own" if has_files else tiny
+    changes = {"max_steps": 2, "objective": "auto", "eval_every": 1}
+    given = train(settings(text, tiny, tmp_path / "given", **changes), load_encoder(model)).folder
+    named = train(settings(text, model, tmp_path / "named", **changes)).folder
+    for run in (given, named):
+        assert read_settings(run / CONFIG)["objective"] == ("relational" if has_files else "ntxent")
+        assert read_metrics(run)[0]["tuned"] is has_files
+        assert read_metrics(run)[0]["uniformity"] > TUNED
+    shutil.rmtree(given / "checkpoints")
+    shutil.rmtree(given / "encoder")
+    assert read_metrics(resume(given).folder)[0]["tuned"] is has_files
 
 
 def test_a_given_padded_encoder_is_padded_again_after_a_kill_before_the_first_checkpoint(

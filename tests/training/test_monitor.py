@@ -159,7 +159,9 @@ def test_step_0_has_the_measures_by_which_the_objective_is_chosen(
     batches = make_batches(config, encoder, *open_texts(config, encoder))
     assert batches.text is not None
     every = batches.text.tokens(np.arange(len(batches.text)))  # of so short a text
-    of_all, of_measured = (diagnose(embed_rows(encoder, rows)) for rows in (every, batches.measured()))
+    of_all, of_measured = (
+        diagnose(embed_rows(encoder, rows), for_sentences=False) for rows in (every, batches.measured())
+    )
     before, *_, after = read_metrics(run)
     assert before["hardest_negative"] == pytest.approx(of_all.hardest_negative, abs=1e-6)
     for measure in ("cluster_agreement", "uniformity"):  # compared with those after training
@@ -189,6 +191,7 @@ def test_a_run_stopped_while_it_was_measured_before_training_counts_that_evaluat
     whole = train(settings(text, tiny, tmp_path / "whole", **changes)).folder
     resumed = resume(tmp_path / "stopped").folder
     assert [line["step"] for line in read_metrics(resumed)] == [line["step"] for line in read_metrics(whole)]
+    assert read_metrics(resumed)[0]["tuned"] is False  # though its checkpoint has sentence-transformers files
     assert (
         load_state(checkpoints(resumed)[-1]).without_improvement
         == load_state(checkpoints(whole)[-1]).without_improvement

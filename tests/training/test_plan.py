@@ -69,7 +69,9 @@ def test_a_long_run_of_a_tuned_encoder_takes_smaller_steps(
     config = make_config({"data": str(text), "model": model, "batch_size": 8, **changes})
     encoder = load_encoder(tiny if model == "tiny" else model)
     batches = make_batches(config, encoder, *open_texts(config, encoder))
-    chosen, line = choose_objective(config, diagnose(embed_rows(encoder, batches.measured())), batches)
+    chosen, line = choose_objective(
+        config, diagnose(embed_rows(encoder, batches.measured()), for_sentences=False), batches
+    )
     assert chosen.learning_rate == rate
     assert (f"--learning-rate {rate}, since" in line) is is_said
     assert (f"in {total_steps(config, batches):,} steps at 3e-05" in line) is is_said
