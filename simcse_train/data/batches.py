@@ -93,6 +93,10 @@ class Batches:
     def _paired_per_epoch(self) -> int:
         return batches_per_epoch(len(self.pairs.rows), self.batch_size) if self.pairs is not None else 0
 
+    def paired_before(self, step: int) -> int:
+        """Return how many batches before a step hold pairs: evenly spread, its share of them, rounded down."""
+        return step * self._paired_per_epoch // self.per_epoch
+
     def measured(self) -> list[list[int]]:
         """Return the token ids of the sentences to measure on: those held out, or all of a text too short for that.
 
@@ -132,8 +136,7 @@ class Batches:
     def at(self, step: int) -> Batch:
         """Return the batch of a step, counted from 0 over all epochs."""
         epoch, position = divmod(step, self.per_epoch)
-        # Evenly spread: before a position stand its share of the batches of pairs, rounded down.
-        before, after = (place * self._paired_per_epoch // self.per_epoch for place in (position, position + 1))
+        before, after = (self.paired_before(place) for place in (position, position + 1))
         if after > before:
             assert self.pairs is not None
             return self._pairs_at(self._chosen(len(self.pairs.rows), epoch, before))

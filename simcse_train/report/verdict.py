@@ -142,7 +142,14 @@ def _judge_score(gain: float) -> Verdict:
 
 
 def announcement(
-    run: Path, config: TrainConfig, encoder: Encoder, counts: Counts | None, pairs: int, held_out: int, steps: int
+    run: Path,
+    config: TrainConfig,
+    encoder: Encoder,
+    counts: Counts | None,
+    pairs: int,
+    paired_steps: int,
+    held_out: int,
+    steps: int,
 ) -> list[str]:
     """Return the lines that say, before the first step, what was read and how it will be trained on.
 
@@ -159,7 +166,9 @@ def announcement(
         )
     if pairs:
         batches = (
-            "in batches of their own, evenly spread among those of the text" if counts is not None else "and no text"
+            f"which {paired_steps:,} of the steps learn, evenly spread among those of the text"
+            if counts is not None
+            else "and no text"
         )
         lines.append(f"Pairs: {pairs:,}, {batches}; their objective is the paper's supervised one (equation 5).")
     objective = config.objective if counts is not None else "supervised"

@@ -47,6 +47,7 @@ from simcse_train.training.plan import (
     find_device,
     make_batches,
     require_own_settings,
+    require_reached_pairs,
     resolve,
     risk_of_more_steps,
     total_steps,
@@ -186,6 +187,7 @@ def _new_trainer(run: Path, config: TrainConfig, encoder: Encoder | None = None)
     corpus, training_pairs = open_texts(config, encoder)
     batches = make_batches(config, encoder, corpus, training_pairs)
     config = choose_epochs(config, batches)
+    require_reached_pairs(config, batches)
     require_equal_data(config, encoder, corpus, training_pairs, pairs)
     before = look_before(encoder, batches)
     if config.objective == "auto":
@@ -277,6 +279,7 @@ def _announce(trainer: Trainer) -> None:
         trainer.encoder,
         trainer.corpus.counts if trainer.corpus is not None else None,
         len(trainer.training_pairs.rows) if trainer.training_pairs is not None else 0,
+        trainer.batches.paired_before(trainer.total),
         len(trainer.batches.held_out),
         trainer.total,
     ):

@@ -130,9 +130,15 @@ def test_the_screen_says_how_pairs_and_text_are_mixed(
     few: Path, tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "simcse_train")
-    run = train(settings(few, tiny, tmp_path / "run", pairs="pairs.csv", max_steps=1)).folder
-    assert "Pairs: 20, in batches of their own, evenly spread among those of the text" in caplog.text
-    assert json.loads((run / "checkpoints" / "step-00000001" / "state.json").read_text())["training_pairs"]
+    run = train(settings(few, tiny, tmp_path / "run", pairs="pairs.csv", max_steps=3)).folder
+    assert "Pairs: 20, which 1 of the steps learn, evenly spread among those of the text" in caplog.text
+    assert json.loads((run / "checkpoints" / "step-00000003" / "state.json").read_text())["training_pairs"]
+
+
+def test_a_run_that_ends_before_its_first_pairs_is_refused(few: Path, tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--max-steps 2 ends .* an epoch of 8 steps: step 3 is the first"):
+        train(settings(few, tiny, tmp_path / "run", pairs="pairs.csv", max_steps=2))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_few_pairs_alone_are_gone_through_often_enough(few: Path, tiny: Path, tmp_path: Path) -> None:
