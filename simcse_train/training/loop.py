@@ -114,6 +114,7 @@ class Trainer:
                 distributed.wait()  # as soon as one process ends, a launcher ends the others
                 raise Stopped(signal_number, self.run)
             if is_over:
+                self.monitor.say_that_patience_ends()
                 break
             began = time.perf_counter()
             batch = self.batches.at(self.step)  # [a, a, b, b, ...], a function of (seed, step)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -216,6 +217,16 @@ class Monitor:
     def is_out_of_patience(self) -> bool:
         """Whether the last `--patience` evaluations brought no improvement."""
         return self.config.patience is not None and self.without_improvement >= self.config.patience
+
+    def say_that_patience_ends(self) -> None:
+        """Say why the run ends before its last step, or a resumed one at once."""
+        if self._is_main:
+            best = "" if self.best is None else f", the best was step {self.best.step}"
+            logger.info(
+                f"The run ends before its {self.total:,} steps: the last {self.without_improvement} evaluations "
+                f"brought no improvement (--patience {self.config.patience}){best}. A new run can start from its "
+                f"encoder: --model {shlex.quote(str(self.run))}"
+            )
 
     def close(self) -> None:
         """Remove the progress bar."""

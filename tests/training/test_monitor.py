@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import shutil
 import signal
 from collections.abc import Iterator
@@ -228,8 +229,9 @@ def test_a_best_step_that_is_gone_is_said_and_another_one_taken(
 
 
 def test_patience_counts_evaluations_in_a_row(
-    text: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    text: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, "simcse_train")
     (tmp_path / "pairs.tsv").write_text(PAIRS)
     scores = iter([10.0, 5.0, 20.0, 15.0, 30.0, 25.0, 28.0, 40.0, 50.0])  # from step 0 on
     monkeypatch.setattr(monitor_module, "similarity_score", lambda *_: next(scores))
@@ -237,3 +239,15 @@ def test_patience_counts_evaluations_in_a_row(
     run = train(settings(text, tiny, tmp_path / "run", **changes)).folder
     assert [line["step"] for line in read_metrics(run)] == list(range(7))
     assert load_state(checkpoints(run)[-1]).best_step == 4
+    said = "ends before its {} steps: the last 2 evaluations brought no improvement (--patience 2), the best was step 4"
+    assert said.format(8) in caplog.text
+    resume(run, {"max_steps": 9})  # takes no step
+    assert said.format(9) in caplog.text
+    assert "never ends this run" not in caplog.text
+
+
+def test_a_patience_that_nothing_can_use_up_is_said(
+    text: Path, tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(settings(text, tiny, tmp_path / "run", max_steps=1, patience=2))
+    assert "--patience 2 never ends this run: without --eval, the 12 sentences that are measured are" in caplog.text
