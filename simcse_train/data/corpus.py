@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from simcse_train.data.cache import SAID, Counts, build, digest, file_hash, stamp, tokenised_folder
+from simcse_train.data.cache import ROWS_AT_ONCE, SAID, Counts, build, digest, file_hash, stamp, tokenised_folder
 from simcse_train.data.files import find_files, open_file, require_lasting
 from simcse_train.data.source import inner_ending, named
 from simcse_train.data.texts import read_texts
@@ -134,6 +134,7 @@ def _open(folder: Path, data: Sequence[str], fingerprint: str) -> Corpus:
         rows: np.memmap[Any, np.dtype[np.int64]] = np.load(folder / "rows.npy", mmap_mode="r")
         if len(rows) != counts.sentences or (len(rows) and rows[-1] >= ends[-1]):
             raise ValueError("it is cut short")
+        _require_rising(rows)
     except (OSError, ValueError, TypeError, pa.ArrowException) as error:
         raise InputError(
             f"The tokenised text in {folder} can't be read ({error}). Delete that folder and run again."
@@ -148,6 +149,16 @@ def _open(folder: Path, data: Sequence[str], fingerprint: str) -> Corpus:
     assert isinstance(rows.base, mmap.mmap)
     firsts = ends - [len(batch) for batch in batches]
     return Corpus(batches, firsts, rows, [mapped, rows.base], counts, fingerprint)
+
+
+def _require_rising(rows: np.memmap[Any, np.dtype[np.int64]]) -> None:
+    """Raise `ValueError` if `rows` (sentences,) can't be numbers of rows, by parts: their memory does not grow."""
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        some = rows[max(0, start - 1) : start + ROWS_AT_ONCE]
+        if some[0] < 0 or (some[1:] <= some[:-1]).any():
+            raise ValueError("its rows.npy is damaged")
+        assert isinstance(rows.base, mmap.mmap)
+        rows.base.madvise(mmap.MADV_DONTNEED)
 
 
 def _read_heads(mapped: mmap.mmap) -> list[pa.RecordBatch]:

@@ -59,11 +59,12 @@ def cached_array(
 
 
 def remembered(name: str, key: object, shape: tuple[int, ...], dtype: type[T]) -> NDArray[T] | None:
-    """Return the array that `remember` kept under this name and key, or None if the cache has none that is whole."""
+    """Return what `remember` kept under this name and key, or None if the cache has none that is whole and finite."""
     try:
-        return _load(_path(name, [key, *_arithmetic()]), shape, dtype)
+        found = _load(_path(name, [key, *_arithmetic()]), shape, dtype)
     except ValueError:
         return None
+    return found if np.isfinite(found).all() else None
 
 
 def remember(name: str, key: object, array: NDArray[Any]) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +101,19 @@ def test_a_failed_reading_leaves_nothing_in_the_cache(tiny: Path, tmp_path: Path
     with pytest.raises(InputError, match="line 10001"):
         open_corpus([str(tmp_path / "x.txt")], None, load_encoder(tiny).tokenizer, 16)
     assert sorted(cache_folder().iterdir()) == before
+
+
+@pytest.mark.parametrize("damage", [[0, 0, 1], [-1, 0, 1], [0, 2, 1], [0, 1, 3]])
+def test_a_cache_that_names_other_rows_is_refused(damage: list[int], tiny: Path, tmp_path: Path) -> None:
+    tokenizer, text = load_encoder(tiny).tokenizer, [write(tmp_path / "x.txt", "a man\na cat\na dog\n")]
+    before = set(cache_folder().glob("*/rows.npy"))
+    open_corpus(text, None, tokenizer, 11)
+    (rows,) = set(cache_folder().glob("*/rows.npy")) - before
+    assert np.load(rows).tolist() == [0, 1, 2]
+    np.save(rows, damage)
+    with pytest.raises(InputError, match="The tokenised text in .* can't be read .*Delete that folder and run again"):
+        open_corpus(text, None, tokenizer, 11)
+    shutil.rmtree(rows.parent)
 
 
 @pytest.mark.parametrize(

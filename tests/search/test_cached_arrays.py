@@ -92,6 +92,8 @@ def test_a_cache_that_cannot_be_used_costs_only_time(cache: Path) -> None:
     for content in (b"", whole[:-4], b"\0" * len(whole), *bad_headers):
         path.write_bytes(content)
         assert remembered("x", 1, (2, 3), np.float64) is None
+    remember("x", 1, np.full((2, 3), np.nan))
+    assert remembered("x", 1, (2, 3), np.float64) is None
     remember("x", 1, np.ones((2, 3)))
     assert path.read_bytes() == whole
     path.unlink()
