@@ -85,7 +85,7 @@ def train_command(
             run = resume_run(resume, {**from_file, **given})
         else:
             validated = make_config({**from_file, **given})
-            require_text(validated.data)
+            require_text(entry for entry in validated.data if entry != "-")
             for option_name, path in (("--pairs", validated.pairs), ("--eval", validated.eval)):
                 require_text([path] if path else [], option_name)
             import_quietly(*NEEDED)

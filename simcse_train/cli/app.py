@@ -78,7 +78,7 @@ app = typer.Typer(
 
 def require_text(data: Iterable[str], option: str = "--data") -> None:
     """Raise `InputError` if a text is not there, before the seconds that importing and loading the encoder take."""
-    find_files((entry for entry in data if entry != "-"), option)
+    find_files(data, option)
 
 
 def require_path(path: Path, option: str) -> None:

@@ -117,7 +117,9 @@ def compare_command(
         found = sheet.answers
     else:
         found = blind.ask(asked, decide, path, questions)
-    if not found:
+    if not found and judge is None:
+        typer.echo("Nothing was answered. Where nothing was asked either, the encoders find the same neighbours.")
+    elif not found:
         typer.echo("Nothing was answered: the encoders find the same neighbours, or no question could be judged.")
     typer.echo(describe(outcome(found)))
     for target, scored in ((write_eval, True), (write_pairs, False)):

@@ -29,6 +29,10 @@ def find_files(data: Iterable[str], option: str = "--data") -> list[Path]:
             continue
         if not entry:
             raise InputError(f"{option} is empty, where the name of a file was expected. Name one.")
+        if entry == "-":
+            raise InputError(
+                f"{option} -: only a training reads standard input. Save the content in a file, and name that."
+            )
         path = Path(entry).expanduser()
         try:
             if path.is_dir():

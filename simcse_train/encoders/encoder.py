@@ -7,7 +7,7 @@ decides.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -147,7 +147,7 @@ class Encoder(nn.Module):
     @torch.inference_mode()
     def encode(
         self,
-        sentences: Sequence[str],
+        sentences: Iterable[str],
         *,
         batch_size: int = 64,
         normalized: bool = True,
@@ -161,6 +161,7 @@ class Encoder(nn.Module):
         """
         if isinstance(sentences, str):
             raise InputError("encode takes a list of sentences, not a single text. Put it in brackets: encode([text]).")
+        sentences = list(sentences)
         for number, sentence in enumerate(sentences):
             if not isinstance(sentence, str):
                 raise InputError(

@@ -56,7 +56,7 @@ def report_at_end(run: Path, seen: Seen | None = None) -> None:
     `seen` is as for `write_report`.
     """
     if not is_available():
-        logger.info(f"For a report page: {INSTALL}, then simcse-train report {run}")
+        logger.info(f"For a report page: {INSTALL}, then simcse-train report {shlex.quote(str(run))}")
         return
     try:
         logger.info(f"Report: {write_report([run], seen)}")

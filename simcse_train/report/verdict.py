@@ -153,8 +153,11 @@ def announcement(
 ) -> list[str]:
     """Return the lines that say, before the first step, what was read and how it will be trained on.
 
-    counts are those of the text, None without one; pairs is the number of training pairs.
+    counts are those of the text, None without one; pairs is the number of training pairs, which so many of the steps
+    learn from.
     """
+    most = max(counts.sentences - held_out if counts is not None else 0, pairs)  # that a batch can have
+    size = f"{config.batch_size} sentences" + (f" (here {most}: there are no more)" if most < config.batch_size else "")
     part = config.micro_batch_size
     parts = f" in parts of {part}" if part and part < config.batch_size else ""
     lines = []
@@ -173,7 +176,7 @@ def announcement(
         lines.append(f"Pairs: {pairs:,}, {batches}; their objective is the paper's supervised one (equation 5).")
     objective = config.objective if counts is not None else "supervised"
     lines += [
-        f"Training: {steps:,} steps of {config.batch_size} sentences{parts}, {objective}, {encoder.pooling} "
+        f"Training: {steps:,} steps of {size}{parts}, {objective}, {encoder.pooling} "
         f"pooling, {'with' if encoder.head else 'without'} head, {config.precision} on {config.device}, "
         f"{'packed' if encoder.packed else 'padded'} batches. Folder: {run}",
     ]

@@ -223,6 +223,8 @@ def _without_noise(config: TrainConfig, encoder: Encoder) -> str:
     equal = "The two views of a sentence would be equal: no noise, no positive pairs, nothing to learn."
     if not settings:
         return f"--model {config.model} has no setting for dropout. {equal} Choose another --model."
+    if config.dropout == 0:
+        return f"--dropout 0 takes the dropout of --model {config.model} away. {equal} Leave it out, or give a rate."
     if max(settings.values()) > 0:
         names = ", ".join(f"{name} {value:g}" for name, value in settings.items())
         unused = f"The dropout of --model {config.model} ({names}) does not change its embeddings."
@@ -274,7 +276,8 @@ def changed(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
     for name in ("epochs", "max_steps"):
         if changes.get(name) is not None and old[name] is not None and changes[name] < old[name]:
             raise InputError(f"{option(name)} can only be raised when a run is resumed; it was {old[name]}.")
-    if config.max_steps and "max_steps" not in changes and changes.get("epochs", old["epochs"]) != old["epochs"]:
+    is_longer = changes.get("max_steps", config.max_steps) != config.max_steps
+    if config.max_steps and not is_longer and changes.get("epochs", old["epochs"]) != old["epochs"]:
         raise InputError(
             f"--epochs {changes['epochs']} has no effect, since --max-steps {config.max_steps} decides how long the "
             "run is. Raise that."

@@ -20,6 +20,7 @@ def open_texts(
     """Return the text and the training pairs that the settings name; `expected` is the text's fingerprint."""
     pairs = None
     if config.pairs:
+        _require_place(config.pairs, "--pairs")
         # Alone, the pairs are the text that --encoding is for; beside a text they may have another encoding.
         encodings = (None, config.encoding) if config.data else (config.encoding, None)
         pairs = open_training_pairs(
@@ -43,8 +44,11 @@ def labelled_pairs(config: TrainConfig) -> list[Pair] | None:
     """Return the labelled pairs of `--eval`, if there are any; raises `InputError`."""
     if config.eval is None:
         return None
-    if not Path(config.eval).exists():
-        raise InputError(
-            f"--eval {config.eval}: there is no such file. Check the path; a resumed run may be given the new place."
-        )
+    _require_place(config.eval, "--eval")
     return read_pairs(one_file(Path(config.eval), "--eval"), "--eval", fallback_encoding=config.encoding)
+
+
+def _require_place(path: str, option: str) -> None:
+    """Raise `InputError` if a file of pairs is gone."""
+    if not Path(path).exists():
+        raise InputError(f"{option} {path}: there is no such file. Check the path; a resumed run may be given the new.")

@@ -148,6 +148,7 @@ def test_an_unknown_model_is_refused_at_once_without_a_network(tmp_path: Path, t
         (["inspect", "--data", "nowhere.txt"], "--data nowhere.txt: there is no such file"),
         (["encode", "starter", "nowhere.txt", "x.npy"], "INPUT nowhere.txt: there is no such file"),
         (["search", "starter", "--data", "nowhere.txt", "q"], "--data nowhere.txt: there is no such file"),
+        (["search", "starter", "--data", "-", "q"], "--data -: only a training reads standard input. Save"),
         (["compare", "starter", "x", "--data", "nowhere.txt"], "--data nowhere.txt: there is no such file"),
     ],
 )

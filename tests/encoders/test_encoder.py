@@ -124,7 +124,7 @@ def test_attention_dropout_acts_in_a_last_layer_of_cls_alone(tiny: Path) -> None
 
 def test_a_sentence_is_encoded_the_same_alone_and_among_others(family: Path) -> None:
     encoder = load_encoder(family)
-    together = encoder.encode(SENTENCES)
+    together = encoder.encode(iter(SENTENCES))
     for i, sentence in enumerate(SENTENCES):
         assert np.allclose(encoder.encode([sentence])[0], together[i], atol=1e-5)
 

@@ -208,7 +208,7 @@ def test_a_page_that_fails_or_cannot_be_drawn_is_one_line_and_no_failure(
     caplog.clear()
     monkeypatch.setattr(page, "find_spec", lambda name: None)
     report_at_end(hostile_run)
-    assert caplog.messages == [f"For a report page: {page.INSTALL}, then simcse-train report {hostile_run}"]
+    assert caplog.messages == [f"For a report page: {page.INSTALL}, then simcse-train report '{hostile_run}'"]
     with pytest.raises(InputError, match="needs jinja2 and matplotlib"):
         write_report([hostile_run])
 

@@ -241,6 +241,8 @@ def test_an_encoder_without_dropout_is_refused_and_dropout_mends_it(text: Path, 
     model = make_bert(tmp_path / "still", dropout=0.0)
     with pytest.raises(InputError, match="no dropout.*--dropout 0.1"):
         train(settings(text, model, tmp_path / "run"))
+    with pytest.raises(InputError, match="--dropout 0 takes the dropout .* away.*Leave it out"):
+        train(settings(text, model, tmp_path / "run", dropout=0, view="repetition"))
     assert not (tmp_path / "run").exists()
     assert isinstance(train(settings(text, model, tmp_path / "run", dropout=0.1, max_steps=2)), Run)
 

@@ -42,6 +42,8 @@ def test_a_length_that_would_not_count_is_refused(text: Path, tiny: Path, tmp_pa
     assert changed(config, {"epochs": 2, "max_steps": 20}).max_steps == 20
     with pytest.raises(InputError, match="--epochs 2 has no effect, since --max-steps 10 decides"):
         changed(config, {"epochs": 2})
+    with pytest.raises(InputError, match="--epochs 2 has no effect, since --max-steps 10 decides"):
+        changed(config, {"epochs": 2, "max_steps": 10})  # as the config.yaml of the run says
     train(settings(text, tiny, tmp_path / "run", epochs=1))  # 14 steps
     for checkpoint in checkpoints(tmp_path / "run"):
         with pytest.raises(InputError, match="begun with 14 steps.* can be raised, and not be lowered to 5"):
