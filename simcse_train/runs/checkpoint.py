@@ -61,6 +61,7 @@ class State:
     processes: int = 1  # that trained together
     order: int = 1  # how the order of an epoch is made; 1 for checkpoints that do not say
     start: str | None = None  # fingerprint of the weights that the run started from
+    unlogged: tuple[tuple[float, float], ...] = ()  # loss and norm of the gradient of each step since the last log line
 
     @property
     def is_last(self) -> bool:

@@ -217,6 +217,7 @@ class Trainer:
             processes=distributed.world_size(),
             order=self.batches.order_version,
             start=self.start,
+            unlogged=self.monitor.unlogged,
         )
 
     def seen(self, step: int) -> Seen | None:
@@ -243,7 +244,7 @@ class Trainer:
         self.start = state.start
         self.abandoned = [path for path in checkpoints(self.run) if path.name > checkpoint.name]
         if distributed.is_main():
-            self.monitor.restore(*self._best(state), self._start())
+            self.monitor.restore(*self._best(state), self._start(), state.unlogged)
 
     def _best(self, state: State) -> tuple[Best | None, int]:
         """Return the best step of a checkpoint's run, if it can still be exported, and the evaluations since then."""

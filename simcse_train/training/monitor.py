@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -201,9 +202,23 @@ class Monitor:
         logger.info(f"step {step:>6}  {loss}{describe(record)}" + ("  best so far" if improved and self.pairs else ""))
         return improved and step > 0
 
-    def restore(self, best: Best | None, without_improvement: int, start: Encoder | None) -> None:
+    @property
+    def unlogged(self) -> tuple[tuple[float, float], ...]:
+        """Loss and norm of the gradient of each step since the last logged line, which a resumed run logs as well."""
+        return tuple((result.loss, result.norm) for result in self._results)
+
+    def restore(
+        self,
+        best: Best | None,
+        without_improvement: int,
+        start: Encoder | None,
+        unlogged: Sequence[tuple[float, float]],
+    ) -> None:
         """Continue with what a checkpoint holds; `start` is the encoder before training, if it can be had."""
         self.best, self.without_improvement = best, without_improvement
+        self._results = [
+            Readback(0, torch.tensor(loss), torch.tensor(True), torch.tensor(norm)) for loss, norm in unlogged
+        ]
         self._before = next((line for line in read_metrics(self.run) if line["step"] == 0), {})
         if start is not None:
             self._nearest = nearest_rows(embed_rows(start, self.measured).cpu())
