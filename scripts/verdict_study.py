@@ -165,6 +165,7 @@ def study(arguments: argparse.Namespace) -> None:
 
 def report(lines: list[dict[str, Any]]) -> None:
     """Print both tables: the encoder that a run exports, and the verdict on its last step."""
+    lines = [{**line, "text": line["text"].replace("|", "\\|")} for line in lines]  # it ends a cell of a table
     groups = defaultdict(list)
     for line in lines:
         groups[line["text"], line["encoder"], line["objective"]].append(line)

@@ -28,7 +28,8 @@ MEASURES = {
 BEFORE = ("hardest_negative", "tuned")
 
 # Thresholds of the verdict without labels; scripts/verdict_study.py prints how often it is right.
-LOST_NEIGHBOURS = 0.6  # fewer neighbours kept than this in a narrow text: the encoder forgot what it knew
+LOST_NEIGHBOURS = 0.7  # fewer neighbours kept than this in a narrow text: the encoder forgot what it knew
+KEPT_NEIGHBOURS = 0.8  # more than this where a narrow text's topics became clearer and are still those of before
 LOST_EVERYWHERE = 0.35  # the same for a general text, where few sentences have close neighbours to lose
 LOST_CONTRAST = -0.05  # relative change of the contrast from which neighbours in a narrow text are lost in the crowd
 RISEN_CONTRAST = 0.02  # the same from which topics are learned in a general text, which costs what else sentences say
@@ -111,7 +112,7 @@ def judge(before: Mapping[str, float], after: Mapping[str, float]) -> Verdict:
     changed = f"the contrast of a sentence's nearest neighbours with all others changed by {contrast:+.0%}"
     if not general and contrast < LOST_CONTRAST:
         return Verdict(Outcome.HARMED, f"Similar sentences were pushed apart: {changed}")
-    if clustered and contrast > GAINED_CONTRAST:
+    if clustered and contrast > GAINED_CONTRAST and kept > KEPT_NEIGHBOURS:
         return Verdict(
             Outcome.HELPED, f"The text's topics became clearer: {changed}, and {kept:.0%} of the neighbours are kept"
         )

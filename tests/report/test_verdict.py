@@ -42,12 +42,14 @@ def after(**changes: float) -> dict[str, float]:
     [
         (TUNED, after(neighbours_kept=0.5), Outcome.HARMED),
         (TUNED, after(neighbours_kept=0.9, neighbour_contrast=0.45), Outcome.HARMED),
-        (TUNED, after(neighbours_kept=0.8, neighbour_contrast=0.56), Outcome.HELPED),
+        (TUNED, after(neighbours_kept=0.82, neighbour_contrast=0.56), Outcome.HELPED),
+        (TUNED, after(neighbours_kept=0.78, neighbour_contrast=0.56), Outcome.UNCLEAR),
+        (TUNED, after(neighbours_kept=0.68, neighbour_contrast=0.56), Outcome.HARMED),
         (TUNED, after(neighbours_kept=0.5, neighbour_contrast=0.56), Outcome.HARMED),
         (TUNED, after(neighbours_kept=0.9, neighbour_contrast=0.51), Outcome.UNCLEAR),
         # A narrow text without topics has close neighbours to lose; that they are closer proves nothing.
         (after(cluster_agreement=0.2), after(neighbours_kept=0.5), Outcome.HARMED),
-        (after(cluster_agreement=0.2), after(neighbours_kept=0.7, neighbour_contrast=0.4), Outcome.HARMED),
+        (after(cluster_agreement=0.2), after(neighbours_kept=0.75, neighbour_contrast=0.4), Outcome.HARMED),
         (after(cluster_agreement=0.2), after(neighbours_kept=0.8, neighbour_contrast=0.7), Outcome.UNCLEAR),
         (GENERAL, after(neighbours_kept=0.3, uniformity=-3.1), Outcome.HARMED),
         # A plain language model has no neighbourhoods worth keeping.
