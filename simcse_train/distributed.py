@@ -75,6 +75,11 @@ def connected(advice: Callable[[], str]) -> Iterator[None]:
     if launcher.processes() == 1 or world_size() > 1:
         yield
         return
+    if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
+        raise InputError(
+            f"The environment has RANK and WORLD_SIZE, by which a launcher starts several processes, without "
+            f"{' and '.join(missing)}. Start with torchrun, or unset them for a single process."
+        )
     store, number, size = next(rendezvous("env://", timeout=FOREVER))
     _connections += 1
     _store = PrefixStore(f"simcse-train/{launcher.attempt()}/{_connections}", store)

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from simcse_train.config import TrainConfig, make_config, objective_setting
 from simcse_train.config_file import config_yaml, read_settings
 from simcse_train.errors import InputError
+from simcse_train.training.changes import changed
 from simcse_train.training.optimizer import peak_rate
-from simcse_train.training.plan import changed
 from tests.conftest import CONFIGS
 
 

@@ -35,6 +35,8 @@ from simcse_train.version import __version__
 
 DONE, FAILED, WRONG_INPUT, SIGNALLED = 0, 1, 2, 128
 SHARED = ("encode", "evaluate")  # commands that several processes share; of the others the first alone does the work
+# What a path that cannot be used ends with, wherever it is first looked at.
+UNREACHABLE = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EROFS)
 NEEDED = ("simcse_train.training.start", "sklearn.cluster")  # by every training, the latter for what it measures
 
 # Read by the libraries when they are first used; what the user has set stays.
@@ -82,7 +84,7 @@ def train_command(
             import_quietly(*NEEDED)
             from simcse_train.training.start import resume as resume_run
 
-            run = resume_run(resume, {**from_file, **given})
+            run = resume_run(resume, given, from_file)
         else:
             validated = make_config({**from_file, **given})
             require_text(entry for entry in validated.data if entry != "-")
@@ -109,7 +111,8 @@ def _stopped_at_once(resume: Path | None, output: str | None) -> str:
     run = resume or (Path(output).expanduser() if output else None)
     if run is None:
         return (
-            "Stopped at once. Start the run again; had training begun, --resume continues the newest folder in runs/."
+            "Stopped at once. Start the run again; had training begun, or standard input been read, --resume continues "
+            "the newest folder in runs/."
         )
     if resume is None and not (run / "config.yaml").exists():
         return "Stopped at once. Start the run again."
@@ -195,6 +198,8 @@ def main() -> NoReturn:
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:  # wherever a path is first looked at
             _exit(f"{shorten(str(error.filename))}: this name is too long for a file. Check the path.", WRONG_INPUT)
+        if error.errno in UNREACHABLE and error.filename:
+            _exit(f"{error.filename}: {error.strerror}. Check the path and its permissions.", WRONG_INPUT)
         if error.errno != errno.ENOSPC:
             raise
         # Whatever else is written is named where it fails.

@@ -77,6 +77,8 @@ def compare_command(
     for option, path in (("--answers", answers), ("--write-eval", write_eval), ("--write-pairs", write_pairs)):
         if path is not None:
             require_other_file(path, option, kept)
+            if not path.absolute().parent.is_dir():
+                raise InputError(f"{option} {path}: there is no folder {path.parent}. Make it first.")
             kept.append(path)
     import_quietly()
     from simcse_train.data.cache import digest

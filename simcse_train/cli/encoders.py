@@ -86,7 +86,7 @@ def encode_command(
     """Write one float32 row per record of a text."""
     if precision not in ("fp32", "bf16"):
         raise InputError(f"--precision {precision} must be fp32 or bf16.")
-    require_text([source], "INPUT")
+    require_text([source] if source != "-" else [], "INPUT")
     import_quietly()
     from simcse_train import distributed
     from simcse_train.search.encode import encode_file

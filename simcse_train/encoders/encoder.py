@@ -63,6 +63,7 @@ class Encoder(nn.Module):
         self.stack_encodes = False  # whether it also computes them without dropout
         self.flash: Callable[..., Tensor] | None = None  # computes attention on a GPU, where `acceptance` lets it
         self.float32_only = ""  # why it cannot be computed in bfloat16, if it cannot
+        self.source = ""  # the folder or name that it was loaded from, as it was given
         self.notes: list[str] = []  # what the user should know about how this encoder is used
         # Whether the model is told that every token is of type 0: to GPT-2 that is not the same as to be told nothing.
         self.gives_types = tokenizer.gives_types and "token_type_ids" in accepted_inputs(model)

@@ -72,6 +72,7 @@ def load_encoder(
         model = _load_model(source, config)
         reading = SentenceTokenizer(tokenizer, found.prompt)
         encoder = Encoder(model, reading, "cls", _max_length(model, tokenizer, found), folder=found)
+        encoder.source = source.name
         encoder.pooling = _choose_pooling(encoder, pooling, source.name)
         _check_tokens(encoder, source.name)
         _check_weights(encoder, source.name)

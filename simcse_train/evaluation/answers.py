@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from pydantic import TypeAdapter
 from scipy.stats import binomtest
 
 from simcse_train.errors import InputError
@@ -88,6 +89,7 @@ def read_answers(path: Path, fingerprint: str) -> list[Answer]:
     if whole or not json.dumps(first_line(fingerprint)).encode().startswith(
         content
     ):  # else nothing, or a part of the head
+        whole_answer = TypeAdapter(Answer)
         try:
             head, *records = [json.loads(line) for line in content[:whole].splitlines()]
             if head["comparison"] != fingerprint:
@@ -96,7 +98,7 @@ def read_answers(path: Path, fingerprint: str) -> list[Answer]:
                     "another file."
                 )
             for record in records:
-                answer = Answer(**record)
+                answer = whole_answer.validate_python(record)
                 answers.setdefault(answer.query, answer)
         except (ValueError, TypeError, KeyError):
             raise InputError(f"--answers {path} is no file of answers. Choose another file.") from None

@@ -97,12 +97,15 @@ def choice_of(question: Question, side: Side) -> Choice:
 
 
 def labels_as_judge(sentences: Sequence[str], labels: Sequence[str]) -> Callable[[Question], Choice | None]:
-    """Return a judge for whom a neighbour fits if it has the query's label; None where a label is not known."""
-    label = dict(zip(sentences, labels, strict=True))
+    """Return a judge for whom a neighbour fits if it shares a label with the query; None where a label is not known."""
+    known: dict[str, set[str]] = {}  # a sentence can stand under several labels
+    for sentence, label in zip(sentences, labels, strict=True):
+        known.setdefault(sentence, set()).add(label)
 
     def grade(query: str, candidate: str) -> float | None:
-        known = query in label and candidate in label
-        return float(label[query] == label[candidate]) if known else None
+        if query not in known or candidate not in known:
+            return None
+        return float(not known[query].isdisjoint(known[candidate]))
 
     return _judge(grade, fits=1)
 

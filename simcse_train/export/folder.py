@@ -51,17 +51,27 @@ def export(source: Path, target: Path, which: str | None = None) -> int:
     """Write the encoder of a run or checkpoint to the new folder `target` and return the step it comes from.
 
     `which` is best or last; without it, best: the step with the best score, or without labelled pairs the last step at
-    which the encoder was not harmed. Step 0 is the encoder before training. Raises `InputError` if the
-    source is no run or the target is in use, `SaveError` if the folder cannot be written or gives other embeddings when
-    it is loaded again.
+    which the encoder was not harmed; last where nothing was measured. Step 0 is the encoder before training. Raises
+    `InputError` if the source is no run or the target is in use, `SaveError` if the folder cannot be written or gives
+    other embeddings when it is loaded again.
     """
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise InputError(f"{target} exists already. Choose a new folder for the export, or remove it first.")
+    require_new_folder(target)
     if which is not None and is_checkpoint(source):
         raise InputError(f"{source} is one checkpoint; --checkpoint {which} needs the folder of the whole run.")
     state, encoder, run = _load(source, which)
     write_export(encoder, state, run, target)
     return state.step
+
+
+def require_new_folder(target: Path) -> None:
+    """Raise `InputError` if an export cannot become the folder `target`: it is in use, or below what is no folder."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise InputError(f"{target} exists already. Choose a new folder for the export, or remove it first.")
+    if target.resolve() == Path.cwd():
+        raise InputError(f"{target} is the folder that you are in, which an export can't replace. Name a new one.")
+    above = next(folder for folder in target.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise InputError(f"{target} can't be made: {above} is no folder. Choose another place for the export.")
 
 
 def load_saved_encoder(name_or_path: str, *, pooling: str = "auto") -> Encoder:
@@ -86,10 +96,12 @@ def load_chosen(run: Path, newest: Path, which: str | None) -> tuple[State, Enco
     """Return the state and the encoder of the best step where there is one and `which` is not last, else of the newest.
 
     Where training only harmed, the best step is 0 and the encoder is the one that the run started from. Raises
-    `InputError` if the best was asked for and there is none, or if it is damaged.
+    `InputError` if no step was taken, if the best was asked for and there is none, or if it is damaged.
     """
     state = load_state(newest)
-    if state.best_step == 0 and which != "last":
+    if not state.step:
+        raise InputError(f"{run} was stopped before its first step: there is nothing to export yet. Continue it first.")
+    if state.chosen_step == 0 and which != "last":
         return replace(state, step=0), load_beginning(run, state.config(), state.start).eval()
     checkpoint = choose_checkpoint(run, newest, which)
     state = load_state(checkpoint)
@@ -98,7 +110,7 @@ def load_chosen(run: Path, newest: Path, which: str | None) -> tuple[State, Enco
 
 def choose_checkpoint(run: Path, newest: Path, which: str | None) -> Path:
     """Return the checkpoint that `which` names; raises `InputError` as `load_chosen` does."""
-    best_step = load_state(newest).best_step
+    best_step = load_state(newest).chosen_step
     if which == "last" or (which is None and best_step is None):
         return newest
     if best_step is None:
@@ -115,11 +127,11 @@ def write_export(encoder: Encoder, state: State, run: Path, target: Path) -> Non
     Raises `SaveError` if they differ or the folder cannot be written.
     """
     expected = encoder.encode(PROBES)
-    name = run.name if target.parent == run else target.name
+    card = model_card(encoder, state, run, run.name if target.parent == run else target.name)
 
     def write(folder: Path) -> None:
         save_encoder(encoder, folder)
-        (folder / "README.md").write_text(model_card(encoder, state, run, name), encoding="utf-8")
+        (folder / "README.md").write_text(card, encoding="utf-8")
         if not np.array_equal(load_encoder(folder).encode(PROBES), expected):
             raise SaveError("the exported encoder gives other embeddings than the trained one; please report this")
 

@@ -32,7 +32,7 @@ from simcse_train.encoders.loading import model_class
 from simcse_train.encoders.pooling import pool
 from simcse_train.encoders.saving import save_encoder
 from simcse_train.errors import InputError, SaveError
-from simcse_train.export.folder import PROBES, load_chosen, load_saved_encoder, use_newest
+from simcse_train.export.folder import PROBES, load_chosen, load_saved_encoder, require_new_folder, use_newest
 from simcse_train.export.model_card import as_code, licence, model_card
 from simcse_train.runs.atomic import write_folder
 from simcse_train.runs.checkpoint import State
@@ -77,8 +77,7 @@ def export_onnx(
         raise InputError(
             f"--format onnx needs {', '.join(missing)}. Install what is missing: pip install 'simcse-train[onnx]'."
         )
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise InputError(f"{target} exists already. Choose a new folder for the export, or remove it first.")
+    require_new_folder(target)
     given = sample_text(data, text_column, SENTENCES, encoding)[1] if data else []
     encoder, sentences, card = _load(source, which, given, target.name)
     if int8 and len(sentences) < 2 * NEIGHBOURS:

@@ -18,7 +18,7 @@ from simcse_train.errors import InputError, SaveError
 from simcse_train.report.html import make_environment
 from simcse_train.report.summary import Seen, Summary, summarise
 from simcse_train.runs.atomic import write_text
-from simcse_train.runs.folder import CONFIG
+from simcse_train.runs.folder import CONFIG, with_name
 
 PAGE, COMPARISON = "report.html", "comparison.html"
 INSTALL = "pip install 'simcse-train[report]'"
@@ -44,6 +44,7 @@ def write_report(runs: Sequence[Path], seen: Seen | None = None) -> Path:
     """
     if not is_available():
         raise InputError(f"The report needs jinja2 and matplotlib. Install them: {INSTALL}.")
+    runs = [with_name(run) for run in runs]
     summaries = [summarise(run, with_sentences=len(runs) == 1, seen=seen) for run in runs]
     path = runs[0] / (PAGE if len(runs) == 1 else COMPARISON)
     write_text(path, render(summaries))

@@ -29,7 +29,7 @@ BEFORE = ("hardest_negative", "tuned")
 
 # Thresholds of the verdict without labels; scripts/verdict_study.py prints how often it is right.
 LOST_NEIGHBOURS = 0.7  # fewer neighbours kept than this in a narrow text: the encoder forgot what it knew
-KEPT_NEIGHBOURS = 0.8  # more than this where a narrow text's topics became clearer and are still those of before
+KEPT_NEIGHBOURS = 0.78  # more than this where a narrow text's topics became clearer and are still those of before
 LOST_EVERYWHERE = 0.35  # the same for a general text, where few sentences have close neighbours to lose
 LOST_CONTRAST = -0.05  # relative change of the contrast from which neighbours in a narrow text are lost in the crowd
 RISEN_CONTRAST = 0.02  # the same from which topics are learned in a general text, which costs what else sentences say
@@ -71,9 +71,9 @@ def judge(before: Mapping[str, float], after: Mapping[str, float]) -> Verdict:
     """
     if "score" in before and "score" in after:
         return _judge_score(after["score"] - before["score"])
-    unknown = Verdict(Outcome.UNCLEAR, "The encoder was not measured before training in this run")
-    if not {"alignment", "uniformity", "cluster_agreement"} <= before.keys() & after.keys():
-        return unknown
+    for which, found in (("before training in this run", before), ("at this step", after)):
+        if not {"alignment", "uniformity", "cluster_agreement"} <= found.keys():
+            return Verdict(Outcome.UNCLEAR, f"The encoder was not measured {which}")
     alignment = after["alignment"] - before["alignment"]
     if after["alignment"] > LOST_ALIGNMENT and alignment > RISEN_ALIGNMENT:
         return Verdict(
@@ -90,8 +90,8 @@ def judge(before: Mapping[str, float], after: Mapping[str, float]) -> Verdict:
             f"The encoder was a plain language model before training; {uniformity}. Only labelled pairs (--eval) can "
             "tell whether it became better",
         )
-    if not {"neighbours_kept", "neighbour_contrast"} <= after.keys():
-        return unknown
+    if not {"neighbours_kept", "neighbour_contrast"} <= after.keys():  # measured after a resume without the start
+        return Verdict(Outcome.UNCLEAR, "The neighbours before training were not known when it was measured")
     kept = after["neighbours_kept"]
     general = before.get("hardest_negative", 1.0) < GENERAL
     clustered = before["cluster_agreement"] > CLUSTERED

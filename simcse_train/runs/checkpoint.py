@@ -30,7 +30,7 @@ from simcse_train.encoders.saving import save_encoder
 from simcse_train.errors import InputError, SaveError
 from simcse_train.launcher import resuming
 from simcse_train.runs.atomic import PARTIAL, write_folder
-from simcse_train.runs.folder import CHECKPOINTS, CONFIG, ENCODER, checkpoint_path, checkpoints, run_of
+from simcse_train.runs.folder import CHECKPOINTS, CONFIG, ENCODER, checkpoint_path, checkpoints, run_of, with_name
 from simcse_train.runs.manifest import MANIFEST, damage, write_manifest
 
 HEAD, OPTIMIZER, OBJECTIVE, STATE = "head.safetensors", "optimizer.safetensors", "objective.safetensors", "state.json"
@@ -61,7 +61,13 @@ class State:
     processes: int = 1  # that trained together
     order: int = 1  # how the order of an epoch is made; 1 for checkpoints that do not say
     start: str | None = None  # fingerprint of the weights that the run started from
+    frozen: tuple[str, ...] = ()  # weights that are not trained
     unlogged: tuple[tuple[float, float], ...] = ()  # loss and norm of the gradient of each step since the last log line
+
+    @property
+    def chosen_step(self) -> int | None:
+        """The best step, 0 where training only harmed; None where nothing was measured after training began."""
+        return None if self.best_step == 0 and not self.without_improvement else self.best_step
 
     @property
     def is_last(self) -> bool:
@@ -163,8 +169,8 @@ def run_to_resume(path: Path) -> Path:
     if not path.exists() or not (is_checkpoint(path) or (path / CONFIG).exists()):
         find_checkpoint(path)  # raises, unless only config.yaml is missing
     if not is_checkpoint(path):
-        return path
-    if path.absolute().parent.name != CHECKPOINTS:
+        return with_name(path)
+    if path.resolve().parent.name != CHECKPOINTS:
         raise InputError(
             f"{path} is not inside a run: its folder should be RUN/{CHECKPOINTS}. Move it back, or export it."
         )

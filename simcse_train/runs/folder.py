@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -34,7 +35,11 @@ def checkpoint_path(run: Path, step: int) -> Path:
 
 def checkpoints(run: Path) -> list[Path]:
     """Return the checkpoints of a run, oldest first, damaged or not."""
-    return sorted(path for path in (run / CHECKPOINTS).glob("step-*") if path.is_dir())
+    try:
+        found = list((run / CHECKPOINTS).iterdir())  # not glob, which finds nothing in a folder that it may not read
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(path for path in found if re.fullmatch(r"step-\d{8,}", path.name) and path.is_dir())
 
 
 def last_saved(run: Path) -> str:
@@ -45,7 +50,8 @@ def last_saved(run: Path) -> str:
 
 def run_of(checkpoint: Path) -> Path:
     """Return the run folder that a checkpoint belongs to."""
-    return (checkpoint if len(checkpoint.parts) > 2 else checkpoint.absolute()).parent.parent
+    whole = len(checkpoint.parts) > 2 and ".." not in checkpoint.parts
+    return (checkpoint if whole else checkpoint.resolve()).parent.parent
 
 
 def never_saved(run: Path) -> bool:
@@ -56,7 +62,12 @@ def never_saved(run: Path) -> bool:
 def run_folder(config: TrainConfig) -> Path:
     """Return the folder that the settings name; by default one that is the same for every attempt of a launcher."""
     default = Path("runs") / f"{Path(config.model).name}-{started_at():%Y%m%d-%H%M%S}"
-    return Path(config.output).expanduser() if config.output else default
+    return with_name(Path(config.output).expanduser()) if config.output else default
+
+
+def with_name(folder: Path) -> Path:
+    """Return a folder under its own name, by which a run or an export is called: `.` and `..` are none."""
+    return folder if folder.name not in ("", "..") else folder.resolve()
 
 
 def new_run_folder(config: TrainConfig) -> Path:
@@ -135,6 +146,11 @@ def keep_standard_input(run: Path) -> Path:
             f"Standard input can't be kept in {run}: {error.strerror}. Choose another folder with --output."
         ) from None
     return path
+
+
+def has_standard_input(run: Path) -> bool:
+    """Return whether a run keeps a copy of standard input, and can be resumed with it."""
+    return (run / STANDARD_INPUT).exists() and (run / CONFIG).exists()
 
 
 @contextlib.contextmanager

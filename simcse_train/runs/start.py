@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,15 @@ TRAINED_AS = "trained_as.json"  # in the copy: what of an encoder from Python it
 def keep_start(run: Path, encoder: Encoder) -> None:
     """Copy the encoder into the run folder, so that a resumed run has it even if the model's own files change.
 
-    The copy says too whether it was given packed batches, which of its weights were frozen, and whether it was trained
-    for sentences.
+    The copy says too where it came from, whether it was given packed batches, which of its weights were frozen, and
+    whether it was trained for sentences.
     """
-    frozen = [name for name, each in encoder.named_parameters() if not (each.requires_grad or name.startswith("head."))]
-
-    trained_as = {"packed": encoder.packed, "frozen": frozen, "for_sentences": encoder.folder.for_sentences}
+    trained_as = {
+        "source": encoder.source,
+        "packed": encoder.packed,
+        "frozen": frozen_weights(encoder),
+        "for_sentences": encoder.folder.for_sentences,
+    }
 
     def write(folder: Path) -> None:
         save_encoder(encoder, folder)  # with sentence-transformers files, whether or not there were any
@@ -45,21 +49,29 @@ def load_beginning(run: Path, config: TrainConfig, fingerprint: str | None = Non
     It has the run's dropout. Raises `InputError` if the copy is damaged, if there is none and the model cannot be
     loaded, or if the `fingerprint` of its weights is another.
     """
+    source = _source_of_start(run, config)  # found intact before anything of it is read
     known = _trained_as(run)
     packed = bool(known.get("packed", True))
-    encoder = load_encoder(_source_of_start(run, config), pooling=config.pooling, dropout=config.dropout, packed=packed)
+    encoder = load_encoder(source, pooling=config.pooling, dropout=config.dropout, packed=packed)
+    encoder.source = known.get("source", config.model)
     encoder.folder.for_sentences = bool(known.get("for_sentences", encoder.folder.for_sentences))
     if fingerprint not in (None, weights_fingerprint(encoder)):
         raise InputError(
             f"{config.model} is no longer the encoder that the run started from: its weights have changed since. "
             "Restore it to compare with it, or to have it exported where training did not help."
         )
-    return freeze_again(run, encoder)
+    return freeze_again(encoder, known.get("frozen", ()))
 
 
-def freeze_again(run: Path, encoder: Encoder) -> Encoder:
-    """Freeze what was frozen of the encoder that the run was given, and return the encoder."""
-    for name in _trained_as(run).get("frozen", []):
+def frozen_weights(encoder: Encoder) -> tuple[str, ...]:
+    """Return the names of the weights that are not trained; those of a head always are."""
+    named = encoder.named_parameters()
+    return tuple(name for name, each in named if not (each.requires_grad or name.startswith("head.")))
+
+
+def freeze_again(encoder: Encoder, frozen: Iterable[str]) -> Encoder:
+    """Freeze the weights with these names, and return the encoder."""
+    for name in frozen:
         encoder.get_parameter(name).requires_grad_(False)
     return encoder
 

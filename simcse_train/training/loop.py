@@ -37,7 +37,8 @@ from simcse_train.runs.atomic import flush
 from simcse_train.runs.checkpoint import State, load_objective_state, load_optimizer, prune, save_checkpoint
 from simcse_train.runs.folder import METRICS, checkpoint_path, checkpoints, last_saved
 from simcse_train.runs.manifest import damage
-from simcse_train.runs.start import load_start, weights_fingerprint
+from simcse_train.runs.metrics import forget_metrics
+from simcse_train.runs.start import frozen_weights, load_start, weights_fingerprint
 from simcse_train.training.compiled_optimizer import CompiledAdamW
 from simcse_train.training.computation import choose_kernels, computation
 from simcse_train.training.monitor import Before, Best, Monitor
@@ -91,6 +92,7 @@ class Trainer:
         self.total = total_steps(config, self.batches)
         self.step = 0  # steps that are done
         self.start: str | None = weights_fingerprint(encoder)  # of the encoder before training
+        self.base_model = Path(encoder.source or config.model).name
         self.monitor = Monitor(run, config, encoder, self.batches.measured(), pairs, self.total, before)
         self._saved_at = time.monotonic()
         # On a GPU a step that is not finite is found one step later, so that the CPU can prepare the next meanwhile.
@@ -192,6 +194,7 @@ class Trainer:
         )
         best = self.monitor.best
         prune(self.run, self.config.keep, self.step, best.step if best else None, self.abandoned)
+        forget_metrics(self.run)
         self.abandoned = []
         self._saved_at = time.monotonic()
 
@@ -208,7 +211,7 @@ class Trainer:
             sentences=self.batches.sentences,
             steps=self.total,
             settings=self.config.model_dump(),
-            base_model=Path(self.config.model).name,
+            base_model=self.base_model,
             scaler=scaler.state_dict() if scaler is not None and scaler.is_enabled() else None,
             versions=computation(self.encoder, self.kernels),
             pairs=fingerprint(self.pairs),
@@ -218,6 +221,7 @@ class Trainer:
             order=self.batches.order_version,
             start=self.start,
             unlogged=self.monitor.unlogged,
+            frozen=frozen_weights(self.encoder),
         )
 
     def seen(self, step: int) -> Seen | None:
@@ -241,7 +245,7 @@ class Trainer:
         if state.scaler is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state.scaler)
         self.step = state.step
-        self.start = state.start
+        self.start, self.base_model = state.start, state.base_model
         self.abandoned = [path for path in checkpoints(self.run) if path.name > checkpoint.name]
         if distributed.is_main():
             self.monitor.restore(*self._best(state), self._start(), state.unlogged)

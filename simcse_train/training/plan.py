@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from simcse_train import distributed, launcher
-from simcse_train.config import STARTER, TrainConfig, choices, make_config, option
+from simcse_train.config import STARTER, TrainConfig, choices, option
 from simcse_train.data import hub
 from simcse_train.data.batches import Batches, held_out_sentences
 from simcse_train.data.corpus import Corpus
@@ -21,27 +19,11 @@ from simcse_train.data.views import Repetition
 from simcse_train.encoders.encoder import Encoder, dropout_settings
 from simcse_train.encoders.probing import is_deterministic, is_repeatable
 from simcse_train.errors import InputError
-from simcse_train.evaluation.diagnosis import Diagnosis, harmless_rate, recommend, recommend_for_pairs, was_tuned
-from simcse_train.runs.folder import STANDARD_INPUT, check_space, keep_standard_input
+from simcse_train.evaluation.diagnosis import Diagnosis, recommend, recommend_for_pairs
+from simcse_train.runs.folder import check_space, keep_standard_input
 from simcse_train.training.optimizer import peak_rate
 
 FEWEST_STEPS = 40  # of a run on pairs alone: 200 pairs are four batches, and one pass through them changes nothing
-
-# What may change when a run is resumed; every other setting decides which run it is.
-CHANGEABLE = (
-    "data",
-    "eval",
-    "pairs",
-    "epochs",
-    "max_steps",
-    "save_every",
-    "save_minutes",
-    "keep",
-    "log_every",
-    "track",
-)
-# Whose `auto` the program replaces by what it finds.
-FOUND = ("objective", "pooling", "projection", "device", "precision", "kernels")
 
 
 def resolve(config: TrainConfig, encoder: Encoder, run: Path) -> TrainConfig:
@@ -74,7 +56,7 @@ def resolve(config: TrainConfig, encoder: Encoder, run: Path) -> TrainConfig:
             f"--kernels compile is for a CUDA GPU, not {device}. Leave it out: what is fastest here is found by itself."
         )
     data = [
-        distributed.from_main(lambda: str(keep_standard_input(run).resolve())) if entry == "-" else _lasting(entry)
+        distributed.from_main(lambda: str(keep_standard_input(run).resolve())) if entry == "-" else lasting(entry)
         for entry in dict.fromkeys(config.data)  # standard input can be read once
     ]
     is_folder = config.model != STARTER and Path(config.model).expanduser().exists()
@@ -82,9 +64,9 @@ def resolve(config: TrainConfig, encoder: Encoder, run: Path) -> TrainConfig:
         update={
             "data": data,
             "output": str(run),
-            "model": _absolute(config.model) if is_folder else config.model,
-            "eval": _absolute(config.eval) if config.eval else None,
-            "pairs": _absolute(config.pairs) if config.pairs else None,
+            "model": absolute(config.model) if is_folder else config.model,
+            "eval": absolute(config.eval) if config.eval else None,
+            "pairs": absolute(config.pairs) if config.pairs else None,
             # A concatenation can be named by the model's files alone.
             "pooling": encoder.pooling if encoder.pooling in choices(TrainConfig.model_fields["pooling"]) else "auto",
             "projection": {"auto": "on" if encoder.pooling == "cls" else "off"}.get(
@@ -134,22 +116,6 @@ def total_steps(config: TrainConfig, batches: Batches) -> int:
     return config.max_steps or (config.epochs or 1) * batches.per_epoch
 
 
-def risk_of_more_steps(config: TrainConfig, total: int, first: Mapping[str, float]) -> str:
-    """Return what a resumed run risks in `total` steps, more than it began with; nothing where its rate suits them.
-
-    first: the measures of step 0.
-    """
-    rate = peak_rate(config)
-    harmless = harmless_rate(was_tuned(first), first.get("hardest_negative", 1.0), total)
-    if config.objective != "ntxent" or rate <= harmless:
-        return ""
-    return (
-        f"The run was begun with fewer steps, and keeps its learning rate of {rate:g}. In {total:,} steps at this rate "
-        "an encoder that was tuned for sentences may unlearn on a general text what it was tuned for. A new run with "
-        f"--max-steps {total} and --learning-rate {harmless:g} avoids that."
-    )
-
-
 def require_reached_pairs(config: TrainConfig, batches: Batches) -> None:
     """Raise `InputError` if a run over a text and pairs ends before the first batch of pairs."""
     if batches.pairs is not None and not batches.paired_before(total_steps(config, batches)):
@@ -189,12 +155,13 @@ def make_batches(
     )
 
 
-def _lasting(entry: str) -> str:
+def lasting(entry: str) -> str:
     """Return the name of a text that stands for the same files later and in another working directory."""
-    return hub.download(entry).name if entry.startswith(hub.PREFIX) else _absolute(entry)
+    return hub.download(entry).name if entry.startswith(hub.PREFIX) else absolute(entry)
 
 
-def _absolute(path: str) -> str:
+def absolute(path: str) -> str:
+    """Return a path that means the same in another working directory."""
     absolute = str(Path(path).expanduser().absolute())
     require_utf8(absolute)  # the folder that the user is in, too: a checkpoint names the file
     return absolute
@@ -251,45 +218,6 @@ def find_precision(wanted: str, device: str, float32_only: str = "") -> str:
         has = torch.cpu.get_capabilities()
         return "bf16" if has.get("avx512_bf16") or has.get("amx_bf16") or has.get("bf16") else "fp32"
     return "fp32"
-
-
-def changed(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
-    """Return the settings of a resumed run; raises `InputError` for a change that would make it another run.
-
-    The settings that began the run may be given again: what they leave to the program is no change.
-    """
-    old = config.model_dump()
-    changes = {name: value for name, value in changes.items() if not (value == "auto" and name in FOUND)}
-    given = make_config({**old, **changes}).model_dump(include=set(changes))  # with the types of the settings
-    # Of what may change, only --save-minutes has a None that says something: no longer by the clock.
-    changes = {name: value for name, value in given.items() if value is not None or name == "save_minutes"}
-    if "model" in changes and _absolute(changes["model"]) == config.model:
-        changes["model"] = config.model
-    for name, value in changes.items():
-        # A text or pairs may move, but not be added: they decide what is trained on and which step is the best.
-        added = name in ("data", "eval", "pairs") and not old[name]
-        if (name not in CHANGEABLE or added) and value != old[name]:
-            raise InputError(
-                f"{option(name)} {value} differs from the run's own {old[name]}, and would make it another run. Leave "
-                "it out to continue, or start a new run without --resume."
-            )
-    for name in ("epochs", "max_steps"):
-        if changes.get(name) is not None and old[name] is not None and changes[name] < old[name]:
-            raise InputError(f"{option(name)} can only be raised when a run is resumed; it was {old[name]}.")
-    is_longer = changes.get("max_steps", config.max_steps) != config.max_steps
-    if config.max_steps and not is_longer and changes.get("epochs", old["epochs"]) != old["epochs"]:
-        raise InputError(
-            f"--epochs {changes['epochs']} has no effect, since --max-steps {config.max_steps} decides how long the "
-            "run is. Raise that."
-        )
-    allowed = {name: value for name, value in changes.items() if name in CHANGEABLE}
-    if "data" in allowed:
-        kept = next((entry for entry in config.data if Path(entry).name == STANDARD_INPUT), "-")
-        allowed["data"] = [kept if entry == "-" else _lasting(entry) for entry in allowed["data"]]
-    for name in ("eval", "pairs"):
-        if name in allowed:
-            allowed[name] = _absolute(allowed[name])
-    return make_config({**old, **allowed})
 
 
 def check_disk(encoder: Encoder, config: TrainConfig, run: Path) -> None:

@@ -25,6 +25,8 @@ from simcse_train.runs.checkpoint import find_checkpoint, load_checkpoint_encode
 from simcse_train.runs.folder import (
     CONFIG,
     METRICS,
+    START,
+    has_standard_input,
     never_saved,
     new_run_folder,
     only_writer,
@@ -34,13 +36,13 @@ from simcse_train.runs.folder import (
 from simcse_train.runs.metrics import drop_metrics_after, read_metrics
 from simcse_train.runs.start import freeze_again, keep_start, load_beginning
 from simcse_train.runs.trackers import tracked
+from simcse_train.training.changes import changed, risk_of_more_steps, without_own_folder
 from simcse_train.training.computation import computation, prepare_kernels
 from simcse_train.training.equality import require_equal_data, require_equal_kernels, require_equal_settings
 from simcse_train.training.finish import Run, finish
 from simcse_train.training.loop import Trainer
 from simcse_train.training.monitor import look_before
 from simcse_train.training.plan import (
-    changed,
     check_disk,
     choose_epochs,
     choose_objective,
@@ -49,7 +51,6 @@ from simcse_train.training.plan import (
     require_own_settings,
     require_reached_pairs,
     resolve,
-    risk_of_more_steps,
     total_steps,
 )
 from simcse_train.training.stopping import StopRequests
@@ -62,7 +63,8 @@ logger = logging.getLogger(__name__)
 def train(config: TrainConfig, encoder: Encoder | None = None) -> Run:
     """Train an encoder as the settings say and return the finished run.
 
-    `encoder` is trained in place of the one that `config.model` names, for example one loaded with `packed=False`.
+    `encoder` is trained in place of the one that `config.model` names, for example one loaded with `packed=False`. The
+    run keeps a copy of it, which its settings name.
     Raises `InputError` if a setting or a file cannot be used, `TrainingError` or `SaveError` if the run fails,
     `Stopped` after a signal, and `Interrupted`, a `KeyboardInterrupt`, after a signal before training began.
 
@@ -71,51 +73,57 @@ def train(config: TrainConfig, encoder: Encoder | None = None) -> Run:
     ONEDNN_PRIMITIVE_CACHE_CAPACITY=96 in the environment, as the command line sets them, bound that.
     """
     run: Path | None = None
+    if encoder is not None:
+        config = config.model_copy(update={"model": encoder.source or type(encoder.model).__name__})
     with distributed.connected(lambda: _how_to_continue(run)):
         require_equal_settings(config)
         restarted, name = distributed.from_main(lambda: _folder_to_train_in(config))
         run = Path(name)
         if restarted:
-            return _resume(run, {})
+            return _resume(run, {}, {})
         with _only_writer(run), StopRequests() as stop:
             try:
                 trainer = _new_trainer(run, config, encoder)
-            except BaseException:
-                if distributed.is_main():
+            except BaseException as error:
+                # Standard input cannot be read again: the run that has read it is kept where a signal ends it.
+                is_kept = isinstance(error, KeyboardInterrupt) and has_standard_input(run)
+                if distributed.is_main() and not is_kept:
                     remove_unused(run)
                 raise
             return _fit(trainer, stop)
 
 
-def resume(path: str | Path, changes: Mapping[str, Any] | None = None) -> Run:
+def resume(
+    path: str | Path, changes: Mapping[str, Any] | None = None, from_file: Mapping[str, Any] | None = None
+) -> Run:
     """Continue a run where it stopped: from its newest intact checkpoint, or from the checkpoint given.
 
     A run that was stopped before its first checkpoint starts from the beginning. `changes` may raise the number of
-    epochs or steps, name the new place of the text or the pairs, or alter how often the run saves and logs. Raises as
-    `train` does, and `InputError` if the text or another setting is not that of the run.
+    epochs or steps, name the new place of the text or the pairs, or alter how often the run saves and logs; `from_file`
+    holds settings that may be those that began the run. Raises as `train` does, and `InputError` if the text or another
+    setting is not that of the run.
     """
     path = Path(path)
     with distributed.connected(lambda: _how_to_continue(path)):
-        return _resume(path, changes or {})
+        return _resume(path, changes or {}, from_file or {})
 
 
-def _resume(path: Path, changes: Mapping[str, Any]) -> Run:
+def _resume(path: Path, changes: Mapping[str, Any], from_file: Mapping[str, Any]) -> Run:
     run = run_to_resume(path)
-    if "output" in changes and Path(str(changes["output"])).expanduser().resolve() == run.resolve():
-        changes = {name: value for name, value in changes.items() if name != "output"}
+    changes, from_file = (without_own_folder(given, run) for given in (changes, from_file))
     with _only_writer(run), StopRequests() as stop:
         # The other processes read what the main process has found and checked.
         is_new, checkpoint = distributed.from_main(lambda: _where_to_continue(path, run))
         if is_new:
             logger.info(f"{run} was stopped before its first checkpoint: starting from the beginning.")
             settings = read_settings(run / CONFIG) | {"output": str(run)}
-            config = changed(make_config(settings, source=str(run / CONFIG)), changes)
+            config = changed(make_config(settings, source=str(run / CONFIG)), changes, from_file)
             require_equal_settings(config)
             trainer = _new_trainer(run, config)
             if distributed.is_main():
                 (run / METRICS).unlink(missing_ok=True)
         else:
-            trainer = _resumed_trainer(run, Path(checkpoint), changes)
+            trainer = _resumed_trainer(run, Path(checkpoint), changes, from_file)
         return _fit(trainer, stop)
 
 
@@ -177,6 +185,9 @@ def _new_trainer(run: Path, config: TrainConfig, encoder: Encoder | None = None)
         check_disk(encoder, config, run)
         if given:  # no file of the user's has it: resuming, the report and an export of the start need a copy
             keep_start(run, encoder)
+    if given:
+        config = config.model_copy(update={"model": str((run / START).absolute())})
+    if distributed.is_main():
         # From here on a run that is killed can be resumed, also while a long text is tokenised.
         write_text(run / CONFIG, config_yaml(config))
     encoder.head = None  # an encoder that was given may have been trained before
@@ -214,11 +225,12 @@ def _with_chosen_objective(config: TrainConfig, diagnosis: Diagnosis, batches: B
     return make_config(distributed.from_main(choose))
 
 
-def _resumed_trainer(run: Path, checkpoint: Path, changes: Mapping[str, Any]) -> Trainer:
+def _resumed_trainer(run: Path, checkpoint: Path, changes: Mapping[str, Any], from_file: Mapping[str, Any]) -> Trainer:
     state = load_state(checkpoint)
     # Where --kernels compile found nothing that it may do, the run goes on without, and was begun with it all the same.
-    began = {name: value for name, value in changes.items() if name != "kernels" or value != state.settings.get(name)}
-    config = changed(state.config(), began)
+    own = ("kernels", state.settings.get("kernels"))
+    given = [{name: value for name, value in each.items() if (name, value) != own} for each in (changes, from_file)]
+    config = changed(state.config(), *given)
     require_equal_settings(config)
     find_device(config.device)
     pairs = labelled_pairs(config)
@@ -228,7 +240,7 @@ def _resumed_trainer(run: Path, checkpoint: Path, changes: Mapping[str, Any]) ->
             "would not compare. Restore the old pairs, or start a new run from the encoder with --model."
         )
     padded = state.versions.get("batches") == "padded"  # it goes on so, also if it could be packed now
-    encoder = freeze_again(run, load_checkpoint_encoder(checkpoint, config, packed=not padded))
+    encoder = freeze_again(load_checkpoint_encoder(checkpoint, config, packed=not padded), state.frozen)
     if distributed.is_main():
         check_disk(encoder, config, run)
     corpus, training_pairs = open_texts(config, encoder, expected=state.corpus)
@@ -250,7 +262,7 @@ def _resumed_trainer(run: Path, checkpoint: Path, changes: Mapping[str, Any]) ->
     trainer.restore(checkpoint, state)
     _announce(trainer)
     if distributed.is_main():
-        drop_metrics_after(run, state.step or -1)  # step 0 is measured again
+        drop_metrics_after(run, state.step or -1, abandons=bool(trainer.abandoned))  # step 0 is measured again
         write_text(run / CONFIG, config_yaml(config))
     logger.info(f"Continuing from {checkpoint}, step {state.step} of {trainer.total}.")
     is_longer = trainer.total > total_steps(state.config(), trainer.batches)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -17,7 +18,9 @@ from safetensors.torch import load_file
 from simcse_train import resume
 from simcse_train.cli import main
 from simcse_train.config_file import read_settings
+from simcse_train.encoders.loading import load_encoder
 from simcse_train.errors import InputError
+from simcse_train.training import start
 from tests.conftest import EXAMPLES
 
 
@@ -279,6 +282,10 @@ def test_the_settings_that_began_a_run_may_be_given_again_to_continue_it(
     assert run("--config", "c.yaml", "--resume", "run", "--max-steps", 4) == 0
     after = read_settings(Path("run/config.yaml"))
     assert after == {**before, "max_steps": 4, "kernels": "off"}  # the encoder is too small for them
+    Path("c.yaml").write_text(given + "max_steps: 2\n")  # as the run was begun, before it was made longer
+    assert run("--config", "c.yaml", "--resume", "run") == 0
+    assert read_settings(Path("run/config.yaml")) == after
+    Path("c.yaml").write_text(given)
     assert run("--config", "c.yaml", "--resume", "run", "--max-steps", 6) == 0
     for line, message in (
         ("learning_rate: 1e-5", "--learning-rate 1e-05 differs from the run's own 3e-05"),
@@ -300,3 +307,90 @@ def test_an_option_of_the_command_line_wins_over_the_file_of_settings(model: Pat
     assert run("--config", tmp_path / "c.yaml", "--batch-size", 4, "--output", tmp_path / "run") == 0
     found = read_settings(tmp_path / "run" / "config.yaml")
     assert (found["batch_size"], found["max_steps"], found["seed"]) == (4, 1, 7)
+
+
+def test_standard_input_is_encoded(model: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "simcse_train", "encode", str(model), "-", str(tmp_path / "rows.npy")]
+    subprocess.run(command, input=b"a man\n\nthe cat\n", check=True, capture_output=True)
+    assert np.array_equal(np.load(tmp_path / "rows.npy"), load_encoder(model).encode(["a man", "", "the cat"]))
+
+
+def test_standard_input_that_was_read_is_not_lost_with_a_signal(
+    text: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ("--model", model, "--output", tmp_path / "run", "--batch-size", 8, "--max-steps", 2)
+    with monkeypatch.context() as patch, text.open("rb") as stream:
+        patch.setattr(sys, "stdin", io.TextIOWrapper(stream))
+        patch.setattr(start, "open_texts", lambda *_: signal.raise_signal(signal.SIGTERM))
+        assert run("--data", "-", *given) == 143
+    assert "To continue: simcse-train --resume" in capsys.readouterr().err
+    assert run("--resume", tmp_path / "run") == 0
+    assert run("--data", text, *given[:2], "--output", tmp_path / "whole", *given[4:]) == 0
+    weights = [load_file(tmp_path / name / "encoder" / "model.safetensors") for name in ("run", "whole")]
+    assert all(weights[0][key].equal(weights[1][key]) for key in weights[0])
+
+
+def test_a_run_is_called_by_its_folder_wherever_the_user_is(
+    text: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path / "mine")
+    given = ("--data", text, "--model", model, "--batch-size", 8, "--save-every", 1)
+    assert run(*given, "--output", ".", "--max-steps", 2) == 0
+    card = Path("encoder/README.md")
+    assert "# mine" in card.read_text()
+    assert run("--resume", ".", "--max-steps", 3) == 0
+    assert "# mine" in card.read_text()
+    assert "mine" in Path("report.html").read_text().partition("</title>")[0]
+    monkeypatch.chdir("checkpoints")
+    assert run("--resume", "..", "--max-steps", 4) == 0
+    assert "# mine" in (tmp_path / "mine" / card).read_text()
+    monkeypatch.chdir("step-00000004")
+    assert run("--resume", "../step-00000003", "--max-steps", 4) == 0
+
+
+def test_a_folder_beside_the_checkpoints_that_is_none_stays(
+    text: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ("--data", text, "--model", model, "--batch-size", 8, "--save-every", 1, "--keep", 1)
+    assert run(*given, "--output", tmp_path / "run", "--max-steps", 2) == 0
+    notes = tmp_path / "run" / "checkpoints" / "step-00000001-notes"
+    notes.mkdir()
+    assert run("--resume", tmp_path / "run", "--max-steps", 4) == 0
+    assert notes.is_dir()
+    assert "notes" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["--resume {}", "report {}", "export {} out", "evaluate {} --data x"])
+def test_a_folder_that_may_not_be_entered_is_named(command: str, model: Path, tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    closed.chmod(0)
+    without = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all"]
+    drop = without if os.geteuid() == 0 else []  # root may enter every folder
+    if drop and shutil.which("setpriv") is None:
+        pytest.skip("root, and no setpriv to give up its rights")
+    arguments = command.format(closed / "run").replace("--data x", f"--data {EXAMPLES / 'pairs.tsv'}").split()
+    done = subprocess.run([*drop, sys.executable, "-m", "simcse_train", *arguments], capture_output=True, text=True)
+    assert done.stderr.startswith(f"{closed / 'run'}")
+    assert done.stderr.endswith(": Permission denied. Check the path and its permissions.\n")
+    assert "\n" not in done.stderr.strip()
+    assert done.returncode == 2
+
+
+def test_what_a_launcher_left_in_the_environment_is_named(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_text("a man\n")
+    command = [sys.executable, "-m", "simcse_train", "encode", str(model), str(tmp_path / "x.txt"), "x.npy"]
+    left = {name: value for name, value in os.environ.items() if not name.startswith("MASTER_")}
+    done = subprocess.run(command, env=left | {"RANK": "0", "WORLD_SIZE": "2"}, capture_output=True, text=True)
+    assert "without MASTER_ADDR and MASTER_PORT. Start with torchrun, or unset them" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 2
+
+
+@pytest.mark.parametrize("option", ["--answers", "--write-eval", "--write-pairs"])
+def test_a_comparison_that_could_not_be_written_asks_nothing(
+    option: str, model: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ("compare", model, "starter", "--data", text, option, tmp_path / "none" / "x.jsonl")
+    assert f"{option} {tmp_path / 'none' / 'x.jsonl'}: there is no folder" in refused(capsys, *asked)

@@ -161,7 +161,15 @@ def test_another_judge_is_asked_again(
 
 
 @pytest.mark.parametrize(
-    "content", [b"my notes\nwithout an end", b"\xff\x00\n\xfe", b'{"comparison": "other"}\n{"cut', b"x"]
+    "content",
+    [
+        b"my notes\nwithout an end",
+        b"\xff\x00\n\xfe",
+        b'{"comparison": "other"}\n{"cut',
+        b"x",
+        b'{"comparison": "fingerprint"}\n{"query": "q", "old": "a", "new": "b", "choice": "Neu"}\n',
+        b'{"comparison": "fingerprint"}\n{"query": "q", "old": "a", "new": 1, "choice": "new"}\n',
+    ],
 )
 def test_a_file_that_holds_no_answers_is_left_as_it_is(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "notes.txt").write_bytes(content)
@@ -220,6 +228,9 @@ def test_labels_and_scored_pairs_judge() -> None:
     assert by_label(Question("q", "a", "c", True)) == "both"
     assert by_label(Question("b", "a", "c", True)) == "neither"
     assert by_label(Question("q", "a", "unknown", True)) is None
+    twice = labels_as_judge(["q", "q", "a", "b", "c"], ["x", "y", "x", "y", "z"])
+    assert twice(Question("q", "a", "b", True)) == "both"
+    assert twice(Question("q", "a", "c", True)) == "old"
     scored = [("q", "a", 5), ("b", "q", 2), ("q", "c", 5), ("q", "d", 0), ("q", "f", 4), ("g", "q", 4), ("q", "h", 2)]
     by_score = pairs_as_judge([Pair(*pair) for pair in scored])
     assert by_score(Question("q", "b", "a", True)) == "new"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -14,15 +15,17 @@ from simcse_train.config import make_config
 from simcse_train.encoders.encoder import Encoder
 from simcse_train.encoders.loading import load_encoder
 from simcse_train.encoders.saving import save_encoder
-from simcse_train.errors import InputError, SaveError
+from simcse_train.errors import InputError, SaveError, Stopped
 from simcse_train.export import folder as module
 from simcse_train.export.folder import export
 from simcse_train.export.model_card import licence, model_card
 from simcse_train.runs.checkpoint import load_state
 from simcse_train.runs.folder import checkpoints
+from simcse_train.training import monitor
 from simcse_train.training.start import train
 from tests.conftest import make_bert
 from tests.encoders.families import make_family
+from tests.training.test_loop import interrupted_at
 
 SENTENCES = ["a man plays the guitar.", "", "the big red dog runs in the park on the blue hill!"]
 
@@ -167,3 +170,56 @@ def test_best_and_last_and_one_checkpoint_can_be_exported(text: Path, tiny: Path
         export(run, tmp_path / "last")
     with pytest.raises(InputError, match="not a run"):
         export(make_bert(tmp_path / "model"), tmp_path / "x")
+
+
+def test_a_run_that_measured_nothing_since_it_began_is_exported_as_it_stands(
+    text: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupted_at(patch, 3)
+        with pytest.raises(Stopped):
+            trained(text, tiny, tmp_path / "run", eval_every=100)
+    assert export(tmp_path / "run", tmp_path / "out") == 3
+    now = load_encoder(checkpoints(tmp_path / "run")[-1] / "encoder").encode(SENTENCES)
+    assert np.array_equal(load_encoder(tmp_path / "out").encode(SENTENCES), now)
+    assert not np.array_equal(load_encoder(tiny).encode(SENTENCES), now)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "trained by unsupervised" in card
+    assert "Verdict: no clear change. The encoder was not measured at this step." in card
+    with pytest.raises(InputError, match="nothing was measured yet. Use --checkpoint last"):
+        export(tmp_path / "run", tmp_path / "x", "best")
+
+
+def test_a_run_that_took_no_step_has_nothing_to_export(
+    text: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+
+    def stopping(_: torch.Tensor) -> float:
+        signal.raise_signal(signal.SIGTERM)
+        return 0.0
+
+    with monkeypatch.context() as patch:
+        patch.setattr(monitor, "uniformity", stopping)
+        with pytest.raises(Stopped):
+            trained(text, tiny, tmp_path / "run")
+    assert [path.name for path in checkpoints(tmp_path / "run")] == ["step-00000000"]
+    for which in (None, "last", "best"):
+        with pytest.raises(InputError, match="stopped before its first step: there is nothing to export yet"):
+            export(tmp_path / "run", tmp_path / "x", which)
+
+
+def test_places_that_no_export_can_take_are_refused_before_anything_is_loaded(
+    text: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = trained(text, tiny, tmp_path / "run")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(InputError, match="is the folder that you are in"):
+        export(run, Path())
+    with pytest.raises(InputError, match="corpus.txt is no folder. Choose another place"):
+        export(run, text / "below" / "out")
+    assert export(run, Path("out")) == 4
+    monkeypatch.chdir(run)
+    (tmp_path / "given").mkdir()
+    assert export(Path(), tmp_path / "given") == 4  # an empty folder may be there
+    assert "# given" in (tmp_path / "given" / "README.md").read_text()

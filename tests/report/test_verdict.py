@@ -42,8 +42,8 @@ def after(**changes: float) -> dict[str, float]:
     [
         (TUNED, after(neighbours_kept=0.5), Outcome.HARMED),
         (TUNED, after(neighbours_kept=0.9, neighbour_contrast=0.45), Outcome.HARMED),
-        (TUNED, after(neighbours_kept=0.82, neighbour_contrast=0.56), Outcome.HELPED),
-        (TUNED, after(neighbours_kept=0.78, neighbour_contrast=0.56), Outcome.UNCLEAR),
+        (TUNED, after(neighbours_kept=0.8, neighbour_contrast=0.56), Outcome.HELPED),
+        (TUNED, after(neighbours_kept=0.77, neighbour_contrast=0.56), Outcome.UNCLEAR),
         (TUNED, after(neighbours_kept=0.68, neighbour_contrast=0.56), Outcome.HARMED),
         (TUNED, after(neighbours_kept=0.5, neighbour_contrast=0.56), Outcome.HARMED),
         (TUNED, after(neighbours_kept=0.9, neighbour_contrast=0.51), Outcome.UNCLEAR),

@@ -24,9 +24,10 @@ from simcse_train.data.corpus import open_corpus
 from simcse_train.encoders.loading import load_encoder
 from simcse_train.errors import InputError, SaveError, Stopped, TrainingError
 from simcse_train.export.folder import load_chosen
+from simcse_train.report.verdict import measures_by_step
 from simcse_train.runs.atomic import remove_leftovers, write_folder
 from simcse_train.runs.checkpoint import find_checkpoint
-from simcse_train.runs.folder import checkpoints
+from simcse_train.runs.folder import checkpoint_path, checkpoints
 from simcse_train.runs.manifest import damage
 from simcse_train.runs.metrics import read_metrics
 from simcse_train.training import finish as finish_module
@@ -481,3 +482,23 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bits(precision: str, tm
     assert verdict.kills.total() == 6
     assert verdict.kills["saving"] > 0
     assert verdict.half_written > 0
+
+
+def test_a_kill_before_the_first_checkpoint_of_a_run_that_went_on_from_an_older_one_loses_no_lines(
+    text: Path, tiny: Path, tmp_path: Path
+) -> None:
+    def die() -> None:
+        raise MemoryError
+
+    run = train(settings(text, tiny, tmp_path / "run", max_steps=15, keep=9, eval_every=100)).folder
+    lines = read_metrics(run)
+    for _ in range(2):
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(MemoryError):
+            at_step(patch, 3, die)
+            resume(checkpoint_path(run, 5))
+        assert [line["step"] for line in read_metrics(run)] == list(range(8))
+    assert resume(run).after == measures_by_step(lines)[15]
+    assert read_metrics(run) == lines
+    resume(checkpoint_path(run, 5), {"max_steps": 16, "save_every": 100})
+    assert [line["step"] for line in read_metrics(run)] == list(range(17))
+    assert not list(run.glob(".metrics*"))

@@ -135,13 +135,19 @@ def test_what_was_frozen_of_a_given_encoder_stays_so_when_the_run_is_resumed(
         with pytest.raises(Stopped):
             train(settings(text, tiny, tmp_path / "stopped", max_steps=5, kernels=kernels), frozen())
     resumed = resume(tmp_path / "stopped")
-    assert bits(resumed.folder / "encoder") == bits(whole / "encoder")
+    as_trained = bits(whole / "encoder")
+    assert bits(resumed.folder / "encoder") == as_trained
     before, after = (next(load_encoder(folder).model.parameters()) for folder in (tiny, whole))  # those of the words
     assert torch.equal(before, after)
+    # The same where the copy of the start is gone.
+    shutil.rmtree(resumed.folder / "start")
+    longer = resume(resumed.folder, {"max_steps": 7}).folder
+    assert torch.equal(before, next(load_encoder(longer).model.parameters()))
+    assert bits(longer / "encoder") != bits(whole / "encoder")
     # The same where it was killed before its first checkpoint.
-    shutil.rmtree(tmp_path / "stopped" / "checkpoints")
-    shutil.rmtree(tmp_path / "stopped" / "encoder")
-    assert bits(resume(tmp_path / "stopped").folder / "encoder") == bits(whole / "encoder")
+    for name in ("checkpoints", "encoder"):
+        shutil.rmtree(whole / name)
+    assert bits(resume(whole).folder / "encoder") == as_trained
 
 
 @pytest.mark.parametrize("has_files", [False, True])
@@ -160,6 +166,27 @@ def test_whether_an_encoder_is_for_sentences_is_said_by_its_own_files_and_not_by
     shutil.rmtree(given / "checkpoints")
     shutil.rmtree(given / "encoder")
     assert read_metrics(resume(given).folder)[0]["tuned"] is has_files
+
+
+def test_the_settings_of_a_run_name_the_encoder_that_it_was_given(tiny: Path, text: Path, tmp_path: Path) -> None:
+    given = load_encoder(tiny)
+    with torch.no_grad():
+        next(given.model.parameters()).mul_(3)  # the embeddings of the words
+    run = train(make_config({"data": str(text), "output": str(tmp_path / "run"), "max_steps": 2}), given).folder
+    assert read_settings(run / CONFIG)["model"] == str(run / "start")
+    again = train(make_config(read_settings(run / CONFIG) | {"output": str(tmp_path / "again")})).folder
+    assert bits(again / "encoder") == bits(run / "encoder")
+    card = (run / "encoder" / "README.md").read_text()
+    assert "`tiny`" in card
+    assert "starter" not in card
+    assert "license" not in card
+    resume(run, {"max_steps": 3})
+    assert "`tiny`" in (run / "encoder" / "README.md").read_text()
+    (run / "start" / "trained_as.json").write_text("")
+    shutil.rmtree(run / "checkpoints")
+    shutil.rmtree(run / "encoder")
+    with pytest.raises(InputError, match=r"start, the encoder that the run started from, cannot be used: .*trained_as"):
+        resume(run)
 
 
 def test_a_given_padded_encoder_is_padded_again_after_a_kill_before_the_first_checkpoint(

@@ -89,8 +89,9 @@ def test_the_optimiser_is_told_of_every_word_that_has_a_gradient(
     pairs = tmp_path / "pairs.tsv"
     pairs.write_text("anchor\tpositive\n" + "a man sings.\ta man is singing.\nthe dog runs.\ta dog is running.\n" * 8)
     changes = changes | ({"pairs": str(pairs)} if "pairs" in changes else {})
-    train(settings(text, small, tmp_path / "run", max_steps=3, **changes))
-    assert len(words) == 3
+    steps = 8 if "pairs" in changes else 3  # step 8 is the first with pairs
+    train(settings(text, small, tmp_path / "run", max_steps=steps, **changes))
+    assert len(words) == steps
     assert words[0].grad is not None
     assert not words[0].grad.any()
 

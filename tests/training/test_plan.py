@@ -15,7 +15,8 @@ from simcse_train.evaluation import diagnosis
 from simcse_train.evaluation.diagnosis import SAME_TOPIC, Diagnosis, diagnose
 from simcse_train.runs.folder import checkpoints
 from simcse_train.search.embeddings import embed_rows
-from simcse_train.training.plan import changed, check_disk, choose_objective, make_batches, resolve, total_steps
+from simcse_train.training.changes import changed
+from simcse_train.training.plan import check_disk, choose_objective, make_batches, resolve, total_steps
 from simcse_train.training.start import resume, train
 from simcse_train.training.texts import open_texts
 from tests.training.test_loop import settings
