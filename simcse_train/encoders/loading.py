@@ -29,6 +29,7 @@ from transformers.models.auto.auto_mappings import IMAGE_PROCESSOR_MAPPING_NAMES
 
 from simcse_train.encoders.encoder import UNLIMITED, Encoder, dropout_settings, input_embeddings, max_positions
 from simcse_train.encoders.modules import Folder, read_folder
+from simcse_train.encoders.pooling import MODES
 from simcse_train.encoders.probing import SHORT, check_shortest, choose_computation, first_and_last_know
 from simcse_train.encoders.sources import STARTER_FOLDER, Source
 from simcse_train.encoders.tokenizer import SentenceTokenizer
@@ -57,6 +58,8 @@ def load_encoder(
     evaluation mode, in float32, on the CPU, and gives what transformers gives for the same files. Raises `InputError`
     if it cannot be loaded or used.
     """
+    if pooling != "auto" and not set(pooling.split("+")) <= MODES.keys():
+        raise InputError(f"--pooling {pooling} is no way to pool. Use auto, cls, mean or last.")
     source = Source(str(name_or_path))
     with _explained(source):
         found = read_folder(source.name, source.find)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -146,6 +147,12 @@ def test_pooling_takes_cls_or_the_mean_of_all_tokens(tiny: Path) -> None:
     cls.model.set_attn_implementation("packed")
     assert torch.allclose(cls.embed(tokens, lengths), torch.stack([s[0] for s in states]), atol=1e-5)
     assert torch.allclose(mean.embed(tokens, lengths), torch.stack([s.mean(0) for s in states]), atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["foo", "cls+foo", ""])
+def test_a_pooling_that_is_none_is_refused_and_not_the_model(pooling: str, tiny: Path) -> None:
+    with pytest.raises(InputError, match=rf"^--pooling {re.escape(pooling)} is no way to pool"):
+        load_encoder(tiny, pooling=pooling)
 
 
 def test_auto_pooling_follows_the_models_own_files_in_both_formats(tiny: Path, tmp_path: Path) -> None:
