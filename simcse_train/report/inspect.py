@@ -145,6 +145,8 @@ def as_text(found: Inspection, max_length: int) -> str:
     """Return an inspection as the lines that the command prints."""
     counts, lengths, diagnosis = found.counts, found.lengths, found.diagnosis
     kind = "tuned for sentences" if diagnosis.is_tuned else "a plain language model"
+    if diagnosis.for_sentences:
+        kind += ", as its sentence-transformers files say"
     lines = [
         f"Text: {counts.lines:,} lines, {counts.empty:,} empty, {counts.duplicates:,} equal to an earlier one. The "
         f"rest is of a sample of {found.sampled:,}.",

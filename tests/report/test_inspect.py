@@ -9,7 +9,7 @@ import pytest
 from simcse_train.data.sample import LineCounts
 from simcse_train.encoders.loading import load_encoder
 from simcse_train.evaluation.diagnosis import Diagnosis
-from simcse_train.report.inspect import Inspection, inspect_text
+from simcse_train.report.inspect import Inspection, as_text, inspect_text
 from simcse_train.search.embeddings import embed_rows
 from tests.conftest import EXAMPLES
 
@@ -46,6 +46,17 @@ def test_a_warning_is_given_for_a_tuned_encoder_on_a_narrow_text_alone(found: In
     assert warns(-3.2, 0.5)
     assert not warns(-3.2, 0.2)
     assert not warns(-1.0, 0.5)
+
+
+def test_the_kind_of_encoder_is_said_with_where_it_is_known_from(found: Inspection) -> None:
+    def said(uniformity: float, *, for_sentences: bool) -> str:
+        diagnosis = Diagnosis(uniformity, 0.1, 0.5, 0.2, for_sentences=for_sentences)
+        return as_text(replace(found, diagnosis=diagnosis), 32)
+
+    assert "Encoder: a plain language model. Uniformity -1.00" in said(-1.0, for_sentences=False)
+    assert "Encoder: tuned for sentences. Uniformity -3.00" in said(-3.0, for_sentences=False)
+    by_files = "Encoder: tuned for sentences, as its sentence-transformers files say. Uniformity -1.00"
+    assert by_files in said(-1.0, for_sentences=True)
 
 
 def test_the_recommended_rate_is_for_the_steps_that_the_different_sentences_take(tmp_path: Path) -> None:
