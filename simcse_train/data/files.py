@@ -31,7 +31,7 @@ def find_files(data: Iterable[str], option: str = "--data") -> list[Path]:
             raise InputError(f"{option} is empty, where the name of a file was expected. Name one.")
         if entry == "-":
             raise InputError(
-                f"{option} -: only a training reads standard input. Save the content in a file, and name that."
+                f"{option} -: only a training's --data is read from standard input. Save the content in a file."
             )
         path = Path(entry).expanduser()
         try:

@@ -127,20 +127,20 @@ def compute_first_tokens_in_last_layer(model: PreTrainedModel) -> None:
 
     Raises `AttributeError` where the model has no list of its layers.
     """
-
-    def first_tokens(
-        _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        layout: Packing | None = kwargs.get("packing")
-        if layout is None or not layout.first_only:
-            return None
-        states, *others = args  # states: (1, total, hidden)
-        return (states[:, layout.first], *others), kwargs | {"packing": replace(layout, states=states)}
-
     layers = layer_list(model)
     if layers is None:
         raise AttributeError("the model has no list of its layers")
-    layers[-1].register_forward_pre_hook(first_tokens, with_kwargs=True)
+    layers[-1].register_forward_pre_hook(_first_tokens, with_kwargs=True)
+
+
+def _first_tokens(
+    _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    layout: Packing | None = kwargs.get("packing")
+    if layout is None or not layout.first_only:
+        return None
+    states, *others = args  # states: (1, total, hidden)
+    return (states[:, layout.first], *others), kwargs | {"packing": replace(layout, states=states)}
 
 
 def layer_list(model: PreTrainedModel) -> nn.ModuleList | None:

@@ -7,7 +7,8 @@ decides.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
@@ -28,6 +29,7 @@ from simcse_train.encoders.tokenizer import SentenceTokenizer
 from simcse_train.errors import InputError
 
 BATCH_TOKENS = 16_384  # that are encoded at once
+HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 UNLIMITED = 1_000_000  # tokens: the limit of a model that has none
 
 
@@ -162,11 +164,18 @@ class Encoder(nn.Module):
         """
         if isinstance(sentences, str):
             raise InputError("encode takes a list of sentences, not a single text. Put it in brackets: encode([text]).")
+        if isinstance(sentences, Mapping) or hasattr(sentences, "columns"):
+            raise InputError("encode takes a list of sentences, not a table. Give one of its columns: table['text'].")
         sentences = list(sentences)
         for number, sentence in enumerate(sentences):
             if not isinstance(sentence, str):
                 raise InputError(
                     f"encode takes texts, and entry {number} of the list is {sentence!r:.80}. Leave it out."
+                )
+            if HALF_CHARACTER.search(sentence):
+                raise InputError(
+                    f"Entry {number} of the list, {sentence!r:.80}, holds half of a character (a lone surrogate), as a "
+                    "text that was cut does. Leave it out, or read the text again."
                 )
         out = np.zeros((len(sentences), self.hidden_size), dtype=np.float32)
         rows = self.tokenizer.tokenize_rows(sentences, self.max_length)

@@ -75,7 +75,7 @@ class Normalize(nn.Module):
 class Folder:
     """A sentence-transformers folder as it was read; a plain model has none of it."""
 
-    for_sentences: bool = False  # whether there are such files: nobody writes them for a plain language model
+    for_sentences: bool = False  # whether there are such files: few have them for a plain language model
     transformer: str = ""  # the sub-folder with the model
     pooling: str | None = None  # what its Pooling module says
     include_prompt: bool = True

@@ -34,6 +34,7 @@ def model_card(encoder: Encoder, state: State, run: Path, name: str, *, backend:
     `backend` is what sentence-transformers has to be told to load the export, if anything.
     """
     config = state.config()
+    source = state.source or config.model
     lines = read_metrics(run)
     measured = measures_by_step(lines)
     before, after = (measured.get(step, {}) for step in (0, state.step))
@@ -53,7 +54,7 @@ def model_card(encoder: Encoder, state: State, run: Path, name: str, *, backend:
         steps=state.steps,
         dropout=dropout,
         scores=_scores(before, after, state.step, measured_on, judge_run(lines, state.step)),
-        metadata=licence(config.model) + _base(config.model),
+        metadata=licence(source) + _base(source),
         origin=f"unchanged: {method} did not make it better" if state.step == 0 else f"trained by {method}",
         backend=f', backend="{backend}"' if backend else "",
     )

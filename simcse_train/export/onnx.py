@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import AutoConfig
@@ -97,6 +98,7 @@ def export_onnx(
 
     def write(folder: Path) -> None:
         save_encoder(encoder, folder)
+        _keep_truncation(folder / "tokenizer.json", encoder.max_length)
         (folder / GRAPH).parent.mkdir()
         _write_graph(folder, folder / GRAPH)
         for weights in folder.glob("*.safetensors"):
@@ -202,6 +204,14 @@ class _States(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         states: Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         return states
+
+
+def _keep_truncation(tokenizer: Path, max_length: int) -> None:
+    """Let a tokenizer.json cut at a length by itself: whoever runs the graph without torch has nothing else of it."""
+    if tokenizer.exists():
+        fast = Tokenizer.from_file(str(tokenizer))
+        fast.enable_truncation(max_length)
+        fast.save(str(tokenizer))
 
 
 def _write_graph(folder: Path, graph: Path) -> None:

@@ -112,7 +112,7 @@ def judge(before: Mapping[str, float], after: Mapping[str, float]) -> Verdict:
     changed = f"the contrast of a sentence's nearest neighbours with all others changed by {contrast:+.0%}"
     if not general and contrast < LOST_CONTRAST:
         return Verdict(Outcome.HARMED, f"Similar sentences were pushed apart: {changed}")
-    if clustered and contrast > GAINED_CONTRAST and kept > KEPT_NEIGHBOURS:
+    if clustered and contrast > GAINED_CONTRAST and (general or kept > KEPT_NEIGHBOURS):
         return Verdict(
             Outcome.HELPED, f"The text's topics became clearer: {changed}, and {kept:.0%} of the neighbours are kept"
         )

@@ -30,7 +30,16 @@ from simcse_train.encoders.saving import save_encoder
 from simcse_train.errors import InputError, SaveError
 from simcse_train.launcher import resuming
 from simcse_train.runs.atomic import PARTIAL, write_folder
-from simcse_train.runs.folder import CHECKPOINTS, CONFIG, ENCODER, checkpoint_path, checkpoints, run_of, with_name
+from simcse_train.runs.folder import (
+    CHECKPOINTS,
+    CONFIG,
+    ENCODER,
+    checkpoint_path,
+    checkpoints,
+    in_its_run,
+    run_of,
+    with_name,
+)
 from simcse_train.runs.manifest import MANIFEST, damage, write_manifest
 
 HEAD, OPTIMIZER, OBJECTIVE, STATE = "head.safetensors", "optimizer.safetensors", "objective.safetensors", "state.json"
@@ -61,6 +70,8 @@ class State:
     processes: int = 1  # that trained together
     order: int = 1  # how the order of an epoch is made; 1 for checkpoints that do not say
     start: str | None = None  # fingerprint of the weights that the run started from
+    source: str | None = None  # where that encoder came from, as it was given
+    for_sentences: bool = False  # whether it had sentence-transformers files, as every checkpoint has
     frozen: tuple[str, ...] = ()  # weights that are not trained
     unlogged: tuple[tuple[float, float], ...] = ()  # loss and norm of the gradient of each step since the last log line
 
@@ -170,7 +181,7 @@ def run_to_resume(path: Path) -> Path:
         find_checkpoint(path)  # raises, unless only config.yaml is missing
     if not is_checkpoint(path):
         return with_name(path)
-    if path.resolve().parent.name != CHECKPOINTS:
+    if in_its_run(path).parent.name != CHECKPOINTS:
         raise InputError(
             f"{path} is not inside a run: its folder should be RUN/{CHECKPOINTS}. Move it back, or export it."
         )

@@ -50,8 +50,14 @@ def last_saved(run: Path) -> str:
 
 def run_of(checkpoint: Path) -> Path:
     """Return the run folder that a checkpoint belongs to."""
-    whole = len(checkpoint.parts) > 2 and ".." not in checkpoint.parts
-    return (checkpoint if whole else checkpoint.resolve()).parent.parent
+    is_plain = len(checkpoint.parts) > 2 and ".." not in checkpoint.parts and checkpoint.parent.name == CHECKPOINTS
+    return (checkpoint if is_plain else in_its_run(checkpoint)).parent.parent
+
+
+def in_its_run(checkpoint: Path) -> Path:
+    """Return the absolute path of a checkpoint in its run, either of which may be given as a link."""
+    named = Path(os.path.normpath(checkpoint.absolute()))
+    return named if named.parent.name == CHECKPOINTS else checkpoint.resolve()
 
 
 def never_saved(run: Path) -> bool:

@@ -53,12 +53,11 @@ def drop_metrics_after(run: Path, step: int, *, abandons: bool) -> None:
     as long, and a run that is killed before may go on from one of them after all.
     """
     lines, aside = read_metrics(run), _read(run / ABANDONED)
-    if aside and step > max((line["step"] for line in lines), default=0):
+    if aside:  # nothing was saved since: all checkpoints are those that these lines belong to
         lines = aside
-    kept = [line for line in lines if line["step"] <= step and step > 0]
-    if abandons and len(lines) > len(aside):
+    elif abandons:
         _write(run / ABANDONED, lines)
-    _write(run / METRICS, kept)
+    _write(run / METRICS, [line for line in lines if line["step"] <= step and step > 0])
 
 
 def forget_metrics(run: Path) -> None:

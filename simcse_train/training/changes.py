@@ -66,7 +66,9 @@ def changed(config: TrainConfig, changes: Mapping[str, Any], from_file: Mapping[
         )
     allowed = {name: value for name, value in changes.items() if name in CHANGEABLE}
     if "data" in allowed:
-        kept = next((entry for entry in config.data if Path(entry).name == STANDARD_INPUT), "-")
+        kept = next((entry for entry in config.data if Path(entry).name == STANDARD_INPUT), None)
+        if kept is None and "-" in allowed["data"]:
+            raise InputError("--data -: the run did not read standard input. Name the place of its text instead.")
         allowed["data"] = [kept if entry == "-" else lasting(entry) for entry in allowed["data"]]
     for name in ("eval", "pairs"):
         if name in allowed:

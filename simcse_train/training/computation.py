@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import transformers
@@ -13,9 +16,34 @@ from simcse_train.encoders import flash, fusion
 from simcse_train.encoders.acceptance import obstacle, use_flash, use_fused_layers, use_kernels
 from simcse_train.encoders.compiled.library import compile_meanwhile, library
 from simcse_train.encoders.encoder import Encoder
+from simcse_train.errors import InputError
 from simcse_train.version import __version__
 
 logger = logging.getLogger(__name__)
+
+_training = threading.Lock()
+
+
+@contextmanager
+def one_training() -> Iterator[None]:
+    """Compute gradients in float32, whatever the caller has set torch to, for as long as the block lasts.
+
+    Raises `InputError` if another training is under way in this process: the noise is that of the process, so that each
+    would draw from the other's.
+    """
+    if not _training.acquire(blocking=False):
+        raise InputError(
+            "Another training is under way in this process, and the two would draw from each other's noise. Train one "
+            "after the other, or in a process of its own."
+        )
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        torch.set_default_dtype(usual)
+        _training.release()
 
 
 def prepare_kernels(encoder: Encoder, config: TrainConfig) -> None:

@@ -39,7 +39,7 @@ def finish(trainer: Trainer) -> Run:
     except InputError as error:  # what this very run saved is damaged or gone: not a fault of the input
         raise TrainingError(f"The run is trained, but its encoder can't be exported. {error}") from None
     write_export(encoder, state, run, run / ENCODER)
-    encoder.head = None
+    encoder.head, encoder.source = None, str(run)
     lines = read_metrics(run)
     measured = measures_by_step(lines)
     before, last, after = (measured.get(step, {}) for step in (0, trainer.step, state.step))

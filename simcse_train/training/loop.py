@@ -43,7 +43,7 @@ from simcse_train.training.compiled_optimizer import CompiledAdamW
 from simcse_train.training.computation import choose_kernels, computation
 from simcse_train.training.monitor import Before, Best, Monitor
 from simcse_train.training.optimizer import clear_gradients, keep_embedding_gradient, learning_rate_at, make_optimizer
-from simcse_train.training.plan import make_batches, total_steps
+from simcse_train.training.plan import absolute, make_batches, total_steps
 from simcse_train.training.readback import Readback
 from simcse_train.training.step import forward_backward
 from simcse_train.training.stopping import StopRequests
@@ -92,7 +92,8 @@ class Trainer:
         self.total = total_steps(config, self.batches)
         self.step = 0  # steps that are done
         self.start: str | None = weights_fingerprint(encoder)  # of the encoder before training
-        self.base_model = Path(encoder.source or config.model).name
+        source = encoder.source or config.model
+        self.source = absolute(source) if Path(source).expanduser().is_dir() else source
         self.monitor = Monitor(run, config, encoder, self.batches.measured(), pairs, self.total, before)
         self._saved_at = time.monotonic()
         # On a GPU a step that is not finite is found one step later, so that the CPU can prepare the next meanwhile.
@@ -101,7 +102,7 @@ class Trainer:
         self._last: tuple[Readback, Batch] | None = None  # of the last step taken
 
     def fit(self, stop: StopRequests) -> None:
-        """Train from the present step to the last; raises `Stopped` after the step in which a signal came."""
+        """Train to the last step; then the encoder is without its head. Raises `Stopped` after a signal's step."""
         stop.begun = True
         if self.step == 0:
             self.monitor.measure(self.step)
@@ -132,6 +133,8 @@ class Trainer:
         if self.step < self.total:  # a checkpoint of this step may be that of an abandoned run
             self.save()
         self.monitor.close()
+        self.encoder.eval()
+        self.encoder.head = None  # an encoder that was given is one again, and the head is in the checkpoint
 
     def train_step(self, batch: Batch, rate: float) -> Readback:
         """Take one optimiser step and return its loss.
@@ -211,7 +214,7 @@ class Trainer:
             sentences=self.batches.sentences,
             steps=self.total,
             settings=self.config.model_dump(),
-            base_model=self.base_model,
+            base_model=Path(self.source).name,
             scaler=scaler.state_dict() if scaler is not None and scaler.is_enabled() else None,
             versions=computation(self.encoder, self.kernels),
             pairs=fingerprint(self.pairs),
@@ -221,6 +224,8 @@ class Trainer:
             order=self.batches.order_version,
             start=self.start,
             unlogged=self.monitor.unlogged,
+            source=self.source,
+            for_sentences=self.encoder.folder.for_sentences,
             frozen=frozen_weights(self.encoder),
         )
 
@@ -245,7 +250,7 @@ class Trainer:
         if state.scaler is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state.scaler)
         self.step = state.step
-        self.start, self.base_model = state.start, state.base_model
+        self.start, self.source = state.start, state.source or state.base_model
         self.abandoned = [path for path in checkpoints(self.run) if path.name > checkpoint.name]
         if distributed.is_main():
             self.monitor.restore(*self._best(state), self._start(), state.unlogged)

@@ -8,6 +8,8 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from simcse_train import distributed, launcher
 from simcse_train.config import STARTER, TrainConfig, make_config
 from simcse_train.config_file import config_yaml, read_settings
@@ -17,7 +19,7 @@ from simcse_train.data.pairs import fingerprint
 from simcse_train.encoders.encoder import Encoder
 from simcse_train.encoders.head import projection_head
 from simcse_train.errors import InputError
-from simcse_train.evaluation.diagnosis import Diagnosis, was_tuned
+from simcse_train.evaluation.diagnosis import Diagnosis
 from simcse_train.objectives.registry import make_objective
 from simcse_train.report.verdict import announcement
 from simcse_train.runs.atomic import write_text
@@ -37,7 +39,7 @@ from simcse_train.runs.metrics import drop_metrics_after, read_metrics
 from simcse_train.runs.start import freeze_again, keep_start, load_beginning
 from simcse_train.runs.trackers import tracked
 from simcse_train.training.changes import changed, risk_of_more_steps, without_own_folder
-from simcse_train.training.computation import computation, prepare_kernels
+from simcse_train.training.computation import computation, one_training, prepare_kernels
 from simcse_train.training.equality import require_equal_data, require_equal_kernels, require_equal_settings
 from simcse_train.training.finish import Run, finish
 from simcse_train.training.loop import Trainer
@@ -75,7 +77,7 @@ def train(config: TrainConfig, encoder: Encoder | None = None) -> Run:
     run: Path | None = None
     if encoder is not None:
         config = config.model_copy(update={"model": encoder.source or type(encoder.model).__name__})
-    with distributed.connected(lambda: _how_to_continue(run)):
+    with one_training(), distributed.connected(lambda: _how_to_continue(run)):
         require_equal_settings(config)
         restarted, name = distributed.from_main(lambda: _folder_to_train_in(config))
         run = Path(name)
@@ -85,8 +87,8 @@ def train(config: TrainConfig, encoder: Encoder | None = None) -> Run:
             try:
                 trainer = _new_trainer(run, config, encoder)
             except BaseException as error:
-                # Standard input cannot be read again: the run that has read it is kept where a signal ends it.
-                is_kept = isinstance(error, KeyboardInterrupt) and has_standard_input(run)
+                # Standard input cannot be read again: the run that has read it is kept where the input is not at fault.
+                is_kept = not isinstance(error, InputError) and has_standard_input(run)
                 if distributed.is_main() and not is_kept:
                     remove_unused(run)
                 raise
@@ -104,7 +106,7 @@ def resume(
     setting is not that of the run.
     """
     path = Path(path)
-    with distributed.connected(lambda: _how_to_continue(path)):
+    with one_training(), distributed.connected(lambda: _how_to_continue(path)):
         return _resume(path, changes or {}, from_file or {})
 
 
@@ -180,7 +182,7 @@ def _new_trainer(run: Path, config: TrainConfig, encoder: Encoder | None = None)
             "Encoder: the bundled starter, a small English BERT. --model takes any other, such as bert-base-uncased."
         )
     config = resolve(config, encoder, run)
-    encoder.to(config.device)
+    encoder.to(config.device, torch.float32)  # AdamW on fewer digits rounds most of its updates away
     if distributed.is_main():
         check_disk(encoder, config, run)
         if given:  # no file of the user's has it: resuming, the report and an export of the start need a copy
@@ -251,9 +253,8 @@ def _resumed_trainer(run: Path, checkpoint: Path, changes: Mapping[str, Any], fr
         )
     require_equal_data(config, encoder, corpus, training_pairs, pairs)
     before = None
-    first = next((line for line in read_metrics(run) if line["step"] == 0), {})
+    encoder.folder.for_sentences = state.for_sentences
     if not state.step:  # it is measured again
-        encoder.folder.for_sentences = was_tuned(first)  # every checkpoint has sentence-transformers files
         encoder.to(config.device)
         before = look_before(encoder, make_batches(config, encoder, corpus, training_pairs, state.order))
     kernels = state.versions.get("kernels", "")
@@ -266,6 +267,7 @@ def _resumed_trainer(run: Path, checkpoint: Path, changes: Mapping[str, Any], fr
         write_text(run / CONFIG, config_yaml(config))
     logger.info(f"Continuing from {checkpoint}, step {state.step} of {trainer.total}.")
     is_longer = trainer.total > total_steps(state.config(), trainer.batches)
+    first = next((line for line in read_metrics(run) if line["step"] == 0), {})
     if is_longer and (risk := risk_of_more_steps(config, trainer.total, first)):
         logger.warning(risk)
     now = computation(encoder, trainer.kernels)

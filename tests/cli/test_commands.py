@@ -20,6 +20,8 @@ from simcse_train.cli import main
 from simcse_train.config_file import read_settings
 from simcse_train.encoders.loading import load_encoder
 from simcse_train.errors import InputError
+from simcse_train.runs.checkpoint import load_state
+from simcse_train.runs.folder import checkpoints
 from simcse_train.training import start
 from tests.conftest import EXAMPLES
 
@@ -151,7 +153,10 @@ def test_an_unknown_model_is_refused_at_once_without_a_network(tmp_path: Path, t
         (["inspect", "--data", "nowhere.txt"], "--data nowhere.txt: there is no such file"),
         (["encode", "starter", "nowhere.txt", "x.npy"], "INPUT nowhere.txt: there is no such file"),
         (["search", "starter", "--data", "nowhere.txt", "q"], "--data nowhere.txt: there is no such file"),
-        (["search", "starter", "--data", "-", "q"], "--data -: only a training reads standard input. Save"),
+        (
+            ["search", "starter", "--data", "-", "q"],
+            "--data -: only a training's --data is read from standard input",
+        ),
         (["compare", "starter", "x", "--data", "nowhere.txt"], "--data nowhere.txt: there is no such file"),
     ],
 )
@@ -245,7 +250,9 @@ def test_a_signal_saves_and_the_resumed_run_ends_with_the_same_bits(
     assert all(weights[0][key].equal(weights[1][key]) for key in weights[0])
 
 
-def test_standard_input_is_learned_from_and_kept_for_resuming(text: Path, model: Path, tmp_path: Path) -> None:
+def test_standard_input_is_learned_from_and_kept_for_resuming(
+    text: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     command = [
         sys.executable,
         "-m",
@@ -265,6 +272,9 @@ def test_standard_input_is_learned_from_and_kept_for_resuming(text: Path, model:
     assert run("--resume", tmp_path / "run", "--max-steps", 3) == 0
     assert run("--resume", tmp_path / "run", "--max-steps", 4, "--data", "-") == 0  # the copy of it that the run keeps
     assert read_settings(tmp_path / "run" / "config.yaml")["data"] == [str(tmp_path / "run" / "stdin.txt")]
+    named = ("--model", model, "--output", tmp_path / "named", "--batch-size", 8)
+    assert run("--data", text, *named, "--max-steps", 1) == 0
+    assert "the run did not read standard input" in refused(capsys, "--resume", tmp_path / "named", "--data", "-")
 
 
 def test_the_settings_that_began_a_run_may_be_given_again_to_continue_it(
@@ -347,6 +357,15 @@ def test_a_run_is_called_by_its_folder_wherever_the_user_is(
     assert "# mine" in (tmp_path / "mine" / card).read_text()
     monkeypatch.chdir("step-00000004")
     assert run("--resume", "../step-00000003", "--max-steps", 4) == 0
+    # Links, to a checkpoint or in place of the folder of all of them, lead to the same run.
+    mine = tmp_path / "mine"
+    (tmp_path / "latest").symlink_to(mine / "checkpoints" / "step-00000004")
+    assert run("--resume", tmp_path / "latest", "--max-steps", 5) == 0
+    (mine / "checkpoints").rename(tmp_path / "elsewhere")
+    (mine / "checkpoints").symlink_to(tmp_path / "elsewhere")
+    assert run("--resume", mine / "checkpoints" / "step-00000005", "--max-steps", 6) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "latest", "mine"]
+    assert load_state(checkpoints(mine)[-1]).step == 6
 
 
 def test_a_folder_beside_the_checkpoints_that_is_none_stays(

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import json
 import logging
+import pickle
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -374,3 +376,19 @@ def test_encoding_leaves_the_encoder_in_the_mode_it_was_in(tiny: Path, training:
     assert np.array_equal(encoder.encode(["a man plays"]), rows)  # without dropout in both modes
     assert encoder.training is training
     assert all(module.training is training for module in encoder.model.modules())
+
+
+def test_tables_and_halves_of_characters_are_no_sentences(tiny: Path) -> None:
+    encoder = load_encoder(tiny)
+    for table in ({"a man": 1, "the cat": 2}, SimpleNamespace(columns=["text"])):
+        with pytest.raises(InputError, match=r"not a table. Give one of its columns"):
+            encoder.encode(table)
+    with pytest.raises(InputError, match=r"Entry 1 of the list, .* holds half of a character"):
+        encoder.encode(["a man", "a\ud83d"])
+
+
+def test_an_encoder_can_be_pickled(tiny: Path) -> None:
+    encoder = load_encoder(tiny)
+    again = pickle.loads(pickle.dumps(encoder))
+    assert again.packed == encoder.packed
+    assert np.array_equal(again.encode(SENTENCES), encoder.encode(SENTENCES))

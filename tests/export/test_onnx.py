@@ -23,12 +23,13 @@ for package in onnx.PACKAGES:
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the exporter's own parts
 
 
-def embed_as_the_readme_says(folder: Path) -> np.ndarray:
+def embed_as_the_readme_says(folder: Path, second: str = "Another sentence.") -> np.ndarray:
     """Run the README's example, onnxruntime and tokenizers alone, on an export."""
     readme = (EXAMPLES.parent / "README.md").read_text(encoding="utf-8")
     code = next(block for block in readme.split("```python\n") if block.startswith("import numpy")).split("```")[0]
     names: dict[str, np.ndarray] = {}
-    exec(code.replace("my-onnx", str(folder)), names)
+    assert '"Another sentence."' in code
+    exec(code.replace("my-onnx", str(folder)).replace('"Another sentence."', repr(second)), names)
     return names["embeddings"]
 
 
@@ -43,6 +44,9 @@ def test_the_graph_gives_the_encoders_embeddings_without_torch(family: str, text
     assert found.sentences > 20
     rows = embed_as_the_readme_says(tmp_path / "out")
     assert np.allclose(rows, load_encoder(model).encode(["A sentence.", "Another sentence."]), atol=1e-4)
+    long = "the dog runs " * 300  # beyond the model's positions
+    rows = embed_as_the_readme_says(tmp_path / "out", long)
+    assert np.allclose(rows, load_encoder(model).encode(["A sentence.", long]), atol=1e-4)
     assert not list((tmp_path / "out").glob("*.safetensors"))
     with pytest.raises(InputError, match="exists already"):
         export_onnx(model, tmp_path / "out")

@@ -62,6 +62,7 @@ def after(**changes: float) -> dict[str, float]:
         (GENERAL, after(uniformity=-3.1, neighbours_kept=0.44, neighbour_contrast=0.3), Outcome.HELPED),
         (GENERAL, after(uniformity=-3.1, alignment=0.21), Outcome.UNCLEAR),
         (GENERAL, after(uniformity=-3.02), Outcome.UNCLEAR),
+        (GENERAL | {"cluster_agreement": 0.6}, after(neighbours_kept=0.6, neighbour_contrast=0.56), Outcome.HELPED),
         # Where its neighbours come closer, topics are learned at the price of the rest.
         (GENERAL, after(uniformity=-3.1, neighbour_contrast=0.505), Outcome.HELPED),
         (GENERAL, after(uniformity=-3.1, neighbour_contrast=0.515), Outcome.UNCLEAR),

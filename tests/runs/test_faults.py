@@ -492,11 +492,12 @@ def test_a_kill_before_the_first_checkpoint_of_a_run_that_went_on_from_an_older_
 
     run = train(settings(text, tiny, tmp_path / "run", max_steps=15, keep=9, eval_every=100)).folder
     lines = read_metrics(run)
-    for _ in range(2):
+    for first, log_every in ((5, 1), (10, 2), (5, 3)):
         with pytest.MonkeyPatch.context() as patch, pytest.raises(MemoryError):
-            at_step(patch, 3, die)
-            resume(checkpoint_path(run, 5))
-        assert [line["step"] for line in read_metrics(run)] == list(range(8))
+            at_step(patch, 4, die)
+            resume(checkpoint_path(run, first), {"log_every": log_every})
+        steps = [*range(first + 1), *(step for step in range(first + 1, first + 4) if step % log_every == 0)]
+        assert [line["step"] for line in read_metrics(run)] == steps
     assert resume(run).after == measures_by_step(lines)[15]
     assert read_metrics(run) == lines
     resume(checkpoint_path(run, 5), {"max_steps": 16, "save_every": 100})

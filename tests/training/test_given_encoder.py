@@ -5,9 +5,11 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -27,6 +29,8 @@ from simcse_train.runs.folder import CONFIG, LOCK, checkpoints
 from simcse_train.runs.manifest import write_manifest
 from simcse_train.runs.metrics import read_metrics
 from simcse_train.runs.start import keep_start, load_start
+from simcse_train.training import start
+from simcse_train.training.texts import open_texts
 from tests.training.test_loop import bits, interrupted_at, settings
 
 
@@ -168,8 +172,13 @@ def test_whether_an_encoder_is_for_sentences_is_said_by_its_own_files_and_not_by
     assert read_metrics(resume(given).folder)[0]["tuned"] is has_files
 
 
-def test_the_settings_of_a_run_name_the_encoder_that_it_was_given(tiny: Path, text: Path, tmp_path: Path) -> None:
-    given = load_encoder(tiny)
+def test_the_settings_of_a_run_name_the_encoder_that_it_was_given(
+    tiny: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny, tmp_path / "tiny")
+    (tmp_path / "tiny" / "README.md").write_text("---\nlicense: mit\n---\n")
+    monkeypatch.chdir(tmp_path / "tiny")
+    given = load_encoder(".")
     with torch.no_grad():
         next(given.model.parameters()).mul_(3)  # the embeddings of the words
     run = train(make_config({"data": str(text), "output": str(tmp_path / "run"), "max_steps": 2}), given).folder
@@ -179,9 +188,12 @@ def test_the_settings_of_a_run_name_the_encoder_that_it_was_given(tiny: Path, te
     card = (run / "encoder" / "README.md").read_text()
     assert "`tiny`" in card
     assert "starter" not in card
-    assert "license" not in card
-    resume(run, {"max_steps": 3})
+    assert "license: mit" in card
+    resumed = resume(run, {"max_steps": 3})
     assert "`tiny`" in (run / "encoder" / "README.md").read_text()
+    second = make_config({"data": str(text), "output": str(tmp_path / "second"), "max_steps": 1})
+    card = (train(second, resumed.encoder).folder / "encoder" / "README.md").read_text()
+    assert "base model | `run`" in card
     (run / "start" / "trained_as.json").write_text("")
     shutil.rmtree(run / "checkpoints")
     shutil.rmtree(run / "encoder")
@@ -253,3 +265,64 @@ def test_a_start_whose_files_have_changed_is_not_taken_for_the_start(
         resume(run, {"max_steps": 3})
     assert "is no longer the encoder that the run started from" in caplog.text
     assert "the neighbours kept are not measured from here on" in caplog.text
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_given_encoder_is_trained_and_resumed_in_float32(
+    dtype: torch.dtype, tiny: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = load_encoder(tiny).to(dtype)
+    before = {name: value.float() for name, value in given.state_dict().items()}
+    whole = train(settings(text, tiny, tmp_path / "whole", max_steps=5), given).folder
+    moved = [not torch.equal(value, before[name]) for name, value in given.state_dict().items()]
+    assert sum(moved) > len(moved) / 2
+    with monkeypatch.context() as patch:
+        interrupted_at(patch, 3)
+        with pytest.raises(Stopped):
+            train(settings(text, tiny, tmp_path / "stopped", max_steps=5), load_encoder(tiny).to(dtype))
+    assert bits(resume(tmp_path / "stopped").folder / "encoder") == bits(whole / "encoder")
+
+
+def test_a_given_encoder_encodes_after_its_training_what_the_run_exports(
+    tiny: Path, text: Path, tmp_path: Path
+) -> None:
+    given = load_encoder(tiny)
+    run = train(settings(text, tiny, tmp_path / "run", max_steps=3), given)
+    assert not given.training
+    assert given.head is None
+    assert np.array_equal(given.encode(["a man", "the cat"]), run.encoder.encode(["a man", "the cat"]))
+    load_encoder(tiny).load_state_dict(given.state_dict())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "auto"])
+def test_what_the_caller_has_set_for_torch_does_not_reach_a_training(
+    precision: str, tiny: Path, text: Path, tmp_path: Path
+) -> None:
+    changes = {"max_steps": 2, "precision": precision}
+    whole = train(settings(text, tiny, tmp_path / "whole", **changes)).folder
+    with torch.no_grad():
+        unrecorded = train(settings(text, tiny, tmp_path / "unrecorded", **changes)).folder
+    with torch.inference_mode():
+        inferred = train(settings(text, tiny, tmp_path / "inferred", **changes)).folder
+    torch.set_default_dtype(torch.float64)
+    try:
+        double = train(settings(text, tiny, tmp_path / "double", **changes)).folder
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for run in (unrecorded, inferred, double):
+        assert bits(run / "encoder") == bits(whole / "encoder")
+
+
+def test_a_second_training_in_the_same_process_is_refused(
+    tiny: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def training_too(*_: Any) -> Any:
+        with ThreadPoolExecutor(1) as other, pytest.raises(InputError, match="Another training is under way"):
+            other.submit(train, settings(text, tiny, tmp_path / "other", max_steps=1)).result()
+        return open_texts(*_)
+
+    monkeypatch.setattr(start, "open_texts", training_too)
+    train(settings(text, tiny, tmp_path / "run", max_steps=1))
+    assert not (tmp_path / "other").exists()
+    monkeypatch.setattr(start, "open_texts", open_texts)
+    train(settings(text, tiny, tmp_path / "other", max_steps=1))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from simcse_train.encoders.loading import load_encoder
+from simcse_train.encoders.saving import save_encoder
 from simcse_train.errors import Stopped
 from simcse_train.evaluation.diagnosis import diagnose
 from simcse_train.evaluation.sts import similarity_score
@@ -164,7 +165,7 @@ def test_step_0_has_the_measures_by_which_the_objective_is_chosen(
         diagnose(embed_rows(encoder, rows), for_sentences=False) for rows in (every, batches.measured())
     )
     before, *_, after = read_metrics(run)
-    assert before["hardest_negative"] == pytest.approx(of_all.hardest_negative, abs=1e-6)
+    assert before["hardest_negative"] == pytest.approx(of_all.hardness, abs=1e-6)
     for measure in ("cluster_agreement", "uniformity"):  # compared with those after training
         assert before[measure] == pytest.approx(getattr(of_measured, measure), abs=1e-6)
     assert after["step"] == 2
@@ -193,6 +194,14 @@ def test_a_run_stopped_while_it_was_measured_before_training_counts_that_evaluat
     resumed = resume(tmp_path / "stopped").folder
     assert [line["step"] for line in read_metrics(resumed)] == [line["step"] for line in read_metrics(whole)]
     assert read_metrics(resumed)[0]["tuned"] is False  # though its checkpoint has sentence-transformers files
+    shutil.rmtree(resumed)
+    save_encoder(load_encoder(tiny), tmp_path / "for-sentences")
+    with monkeypatch.context() as patch:
+        patch.setattr(monitor_module, "similarity_score", stopping)
+        with pytest.raises(Stopped):
+            train(settings(text, tmp_path / "for-sentences", tmp_path / "stopped", **changes))
+    (tmp_path / "stopped" / "metrics.jsonl").write_text("")  # killed while it was measured again
+    assert read_metrics(resume(tmp_path / "stopped").folder)[0]["tuned"] is True
     assert (
         load_state(checkpoints(resumed)[-1]).without_improvement
         == load_state(checkpoints(whole)[-1]).without_improvement
@@ -243,11 +252,11 @@ def test_patience_counts_evaluations_in_a_row(
     assert said.format(8) in caplog.text
     resume(run, {"max_steps": 9})  # takes no step
     assert said.format(9) in caplog.text
-    assert "never ends this run" not in caplog.text
+    assert "can hardly end this run" not in caplog.text
 
 
-def test_a_patience_that_nothing_can_use_up_is_said(
+def test_a_patience_that_hardly_anything_uses_up_is_said(
     text: Path, tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     train(settings(text, tiny, tmp_path / "run", max_steps=1, patience=2))
-    assert "--patience 2 never ends this run: without --eval, the 12 sentences that are measured are" in caplog.text
+    assert "--patience 2 can hardly end this run: without --eval, 12 sentences are too few to see" in caplog.text
