@@ -224,10 +224,7 @@ class TrainConfig(BaseModel):
         if self.objective == "neighbours" and self.neighbours == 0:
             raise ValueError("--neighbours 0: --objective neighbours needs at least 1.")
         if self.objective == "neighbours" and self.view != "dropout":
-            raise ValueError(
-                f"--view {self.view} does not combine with --objective neighbours, where a second view is a neighbour. "
-                "Leave one of them out."
-            )
+            raise ValueError(f"--view {self.view} does not combine with --objective neighbours. Leave one of them out.")
         if self.objective == "relational" and self.start_weight == 1 and not self.pairs:
             for name in ("temperature", "mask_similar"):
                 if getattr(self, name) != type(self).model_fields[name].default:
@@ -236,8 +233,7 @@ class TrainConfig(BaseModel):
                         "nothing at --start-weight 1. Leave it out, or lower that."
                     )
         if not self.data:
-            allowed = {"objective": ("auto", "infonce"), "view": ("dropout",), "text_column": (None,)}
-            for name, values in allowed.items():
+            for name, values in (("objective", ("auto", "infonce")), ("view", ("dropout",)), ("text_column", (None,))):
                 if getattr(self, name) not in values:
                     raise ValueError(
                         f"{option(name)} {getattr(self, name)} is for the text of --data, and there are only --pairs, "
@@ -254,8 +250,13 @@ class TrainConfig(BaseModel):
 def objective_setting(config: TrainConfig, name: str) -> float:
     """Return a setting that only some objectives have: as given, else the default for the chosen objective."""
     given = getattr(config, name)
-    default: float = _extra(TrainConfig.model_fields[name])["of"][config.objective]
-    return default if given is None else float(given)
+    return default_of(name, config.objective) if given is None else float(given)
+
+
+def default_of(name: str, objective: str) -> float:
+    """Return the default of a setting, which may be that for an objective."""
+    field = TrainConfig.model_fields[name]
+    return float(_extra(field)["of"].get(objective, field.default))
 
 
 def _extra(field: FieldInfo) -> dict[str, Any]:
@@ -269,8 +270,7 @@ def option(field: str) -> str:
 
 def choices(field: FieldInfo) -> tuple[str, ...]:
     """Return the values that a setting may have, or nothing where any value of its type will do."""
-    arguments = get_args(field.annotation)
-    return arguments if arguments and all(isinstance(argument, str) for argument in arguments) else ()
+    return tuple(argument for argument in get_args(field.annotation) if isinstance(argument, str))
 
 
 def _explain(error: ValidationError) -> str:

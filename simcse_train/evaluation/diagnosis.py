@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from simcse_train.config import LEARNING_RATE
+from simcse_train.config import LEARNING_RATE, default_of
 from simcse_train.evaluation.geometry import known_agreement, uniformity
 from simcse_train.evaluation.hardness import negative_cosines
 
 TUNED = -2.2  # uniformity below which an encoder has been trained to tell sentences apart
 CLUSTERED = 0.42  # agreement of clusterings above which a text falls into topics
 GENERAL = 0.29  # mean cosine with the most similar of 63 random sentences, below which a text has no common subject
+CROWDED = 0.5  # mean cosine of random pairs above which cosines lie close together: the encoder knows low temperatures
 SAME_TOPIC = 0.985  # quantile of the cosines above which two pairs of a narrow text often have the same topic
 # Steps at the default learning rate after which NT-Xent on a general text makes a tuned encoder unlearn more than it
 # learns. The relational objective holds the encoder: on a narrow text it goes on gaining at that rate.
@@ -40,6 +41,16 @@ class Diagnosis:
     for_sentences: bool = False  # whether the encoder's own files say that it was trained for sentences
 
     @property
+    def spread(self) -> float:
+        """How far cosines lie apart, as a share of the usual: 1, or less where nearly all of them are high."""
+        return 1 - self.mean_cosine if self.mean_cosine > CROWDED else 1.0
+
+    @property
+    def hardness(self) -> float:
+        """`hardest_negative` as it would be if the cosines had the usual spread, for which `GENERAL` is."""
+        return 1 - (1 - self.hardest_negative) / self.spread
+
+    @property
     def is_tuned(self) -> bool:
         """Whether the encoder has been trained for sentences; otherwise it is a plain language model.
 
@@ -50,7 +61,7 @@ class Diagnosis:
     @property
     def is_general(self) -> bool:
         """Whether the sentences of a random batch have little in common, so that pushing them apart does no harm."""
-        return self.hardest_negative < GENERAL
+        return self.hardness < GENERAL
 
     @property
     def is_clustered(self) -> bool:
@@ -88,13 +99,13 @@ def was_tuned(measures: Mapping[str, float]) -> bool:
     return bool(measures.get("tuned", measures.get("uniformity", 0.0) < TUNED))
 
 
-def harmless_rate(is_tuned: bool, hardest_negative: float, steps: int) -> float:
+def harmless_rate(is_tuned: bool, hardness: float, steps: int) -> float:
     """Return the learning rate up to which NT-Xent harms no encoder in so many steps.
 
-    is_tuned, hardest_negative: as in `Diagnosis`. A plain encoder has nothing to unlearn, and on a narrow text harm
+    is_tuned, hardness: as in `Diagnosis`. A plain encoder has nothing to unlearn, and on a narrow text harm
     comes from similar negatives rather than from many steps: both have no limit.
     """
-    if not is_tuned or hardest_negative >= GENERAL:
+    if not is_tuned or hardness >= GENERAL:
         return math.inf
     return float(f"{LEARNING_RATE * min(1.0, HARMLESS_STEPS / max(1, steps)):.2g}")
 
@@ -102,7 +113,13 @@ def harmless_rate(is_tuned: bool, hardest_negative: float, steps: int) -> float:
 def recommend(diagnosis: Diagnosis, steps: int) -> tuple[dict[str, Any], str]:
     """Return what suits encoder and text in a run of so many steps at the default rate, as settings, and the reason."""
     settings, reason = _recommended_objective(diagnosis)
-    rate = harmless_rate(diagnosis.is_tuned, diagnosis.hardest_negative, steps)
+    if diagnosis.is_tuned and diagnosis.spread < 1:
+        # Divided by these, they differ as much as usual: an encoder trained at 0.01 is used to no other logits.
+        for name in ("temperature", "start_temperature") if settings["objective"] == "relational" else ("temperature",):
+            usual = default_of(name, settings["objective"])
+            settings[name] = float(f"{usual * diagnosis.spread:.2g}")
+        reason += f"; random pairs have a mean cosine of {diagnosis.mean_cosine:.2f}, which asks for low temperatures"
+    rate = harmless_rate(diagnosis.is_tuned, diagnosis.hardness, steps)
     if rate < LEARNING_RATE:
         settings["learning_rate"] = rate
         reason += f"; in {steps:,} steps at {LEARNING_RATE:g} it would unlearn what it was tuned for"

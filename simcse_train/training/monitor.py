@@ -185,14 +185,15 @@ class Monitor:
         if self.pairs is not None:
             record["score"] = score
         if known:
-            record["hardest_negative"] = known.diagnosis.hardest_negative  # says what kind of text it is
+            record["hardest_negative"] = known.diagnosis.hardness  # says what kind of text it is
             record["tuned"] = known.diagnosis.is_tuned
         if step == 0:
             self._before = record
             if self.config.patience is not None and self.pairs is None and len(self.measured) < FEWEST:
                 logger.warning(
-                    f"--patience {self.config.patience} never ends this run: without --eval, the {len(self.measured)} "
-                    f"sentences that are measured are too few to see whether it improves ({FEWEST} are needed)."
+                    f"--patience {self.config.patience} can hardly end this run: without --eval, {len(self.measured)} "
+                    f"sentences are too few to see whether it improves ({FEWEST} are needed); only two views of a "
+                    "sentence that move apart are seen."
                 )
         log_metrics(self.run, step, record)
         improved = self._choose(step, record)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from simcse_train import distributed, launcher
-from simcse_train.config import STARTER, TrainConfig, choices, option
+from simcse_train.config import STARTER, TrainConfig, choices, default_of, option
 from simcse_train.data import hub
 from simcse_train.data.batches import Batches, held_out_sentences
 from simcse_train.data.corpus import Corpus
@@ -104,6 +104,8 @@ def choose_objective(config: TrainConfig, diagnosis: Diagnosis, batches: Batches
         choice, reason = recommend_for_pairs(diagnosis)
         if config.mask_similar is not None:
             choice["mask_similar"] = config.mask_similar
+    if config.temperature != default_of("temperature", config.objective):  # given, and no other is chosen
+        choice.pop("temperature", None)
     named = " ".join(f"{option(name)} {value}" for name, value in choice.items())
     return (
         config.model_copy(update={"learning_rate": peak_rate(config), **choice}),

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
 from simcse_train.evaluation import geometry
-from simcse_train.evaluation.diagnosis import Diagnosis, diagnose, recommend, recommend_for_pairs, was_tuned
+from simcse_train.evaluation.diagnosis import CROWDED, Diagnosis, diagnose, recommend, recommend_for_pairs, was_tuned
 from simcse_train.evaluation.geometry import (
     cluster_agreement,
     known_agreement,
@@ -57,7 +60,7 @@ def test_what_was_tuned_is_read_from_step_0_whatever_version_logged_it() -> None
         (Diagnosis(-1.0, 0.7, 0.9, 0.6), {"objective": "ntxent"}),
         (Diagnosis(-2.1, 0.4, 0.7, 0.5), {"objective": "ntxent"}),
         (Diagnosis(-2.3, 0.4, 0.7, 0.5), {"objective": "relational", "neighbours": 5}),
-        (Diagnosis(-1.0, 0.7, 0.9, 0.6, for_sentences=True), {"objective": "relational", "neighbours": 5}),
+        (Diagnosis(-2.1, 0.4, 0.9, 0.6, for_sentences=True), {"objective": "relational", "neighbours": 5}),
         (Diagnosis(-3.8, 0.02, 0.25, 0.2), {"objective": "ntxent"}),
         (Diagnosis(-2.9, 0.2, 0.62, 0.5), {"objective": "relational", "neighbours": 5}),
         (Diagnosis(-3.2, 0.1, 0.42, 0.2), {"objective": "relational", "neighbours": 0, "start_weight": 0.1}),
@@ -71,6 +74,32 @@ def test_the_objective_follows_encoder_and_text(diagnosis: Diagnosis, settings: 
     found, reason = recommend(diagnosis, 2000)
     assert found == ({**settings, "learning_rate": 3.8e-6} if can_unlearn else settings)
     assert ("in 2,000 steps at 3e-05 it would unlearn" in reason) is can_unlearn
+
+
+@pytest.mark.parametrize(
+    ("hardest", "agreement", "settings"),
+    [
+        (0.85, 0.1, {"objective": "ntxent", "temperature": 0.01}),  # 0.25 with the usual spread: a general text
+        (0.9, 0.5, {"objective": "relational", "neighbours": 5, "temperature": 0.01, "start_temperature": 0.02}),
+    ],
+)
+def test_where_all_cosines_are_high_a_text_is_judged_by_their_spread_and_temperatures_are_lowered(
+    hardest: float, agreement: float, settings: dict[str, object]
+) -> None:
+    tuned = Diagnosis(-0.8, 0.8, hardest, agreement, for_sentences=True)
+    found, reason = recommend(tuned, 250)
+    assert found == settings
+    assert "random pairs have a mean cosine of 0.80, which asks for low temperatures" in reason
+    assert recommend(replace(tuned, for_sentences=False), 250)[0] == {"objective": "ntxent"}
+    assert "temperature" not in recommend(replace(tuned, mean_cosine=0.45), 250)[0]
+
+
+@given(mean=st.floats(0, 0.99), above=st.floats(0, 1))
+def test_hardness_does_not_change_with_a_direction_that_all_embeddings_share(mean: float, above: float) -> None:
+    plain = Diagnosis(-3.0, 0.0, above, 0.2)
+    shared = Diagnosis(-1.0, mean, mean + (1 - mean) * above, 0.2)
+    assert shared.hardness == pytest.approx(above if mean > CROWDED else shared.hardest_negative, abs=1e-6)
+    assert plain.hardness == pytest.approx(above, abs=1e-6)
 
 
 def test_only_pairs_of_a_narrow_text_are_masked() -> None:

@@ -80,6 +80,18 @@ def test_a_long_run_of_a_tuned_encoder_takes_smaller_steps(
     assert (f"in {total_steps(config, batches):,} steps at 3e-05" in line) is is_said
 
 
+def test_a_temperature_that_is_given_stays_where_another_would_be_chosen(text: Path, tiny: Path) -> None:
+    encoder, crowded = load_encoder(tiny), Diagnosis(-0.8, 0.8, 0.9, 0.5, for_sentences=True)
+    for given, used in ((None, 0.01), (0.07, 0.07)):
+        changes = {} if given is None else {"temperature": given}
+        config = make_config({"data": str(text), "model": str(tiny), **changes})
+        batches = make_batches(config, encoder, *open_texts(config, encoder))
+        chosen, line = choose_objective(config, crowded, batches)
+        assert (chosen.objective, chosen.temperature, chosen.start_temperature) == ("relational", used, 0.02)
+        assert ("--temperature 0.01" in line) is (not given)
+        make_config(chosen.model_dump())
+
+
 @pytest.mark.parametrize(("changes", "rate"), [({}, 3e-5), ({"learning_rate": 1e-4}, 1e-4)])
 def test_the_config_of_a_run_has_its_learning_rate(
     text: Path, tmp_path: Path, changes: dict[str, float], rate: float
