@@ -61,8 +61,8 @@ def require_utf8(given: str) -> None:
         given.encode()
     except UnicodeEncodeError:
         raise InputError(
-            f"{given} holds bytes that are not UTF-8. Rename the file or folder; if the name looks right to you, set "
-            "the environment variable LC_ALL to C.UTF-8."
+            f"{given} holds bytes that are not UTF-8. If it is a name, rename the file or folder; if it looks right to "
+            "you, set the environment variable LC_ALL to C.UTF-8."
         ) from None
 
 

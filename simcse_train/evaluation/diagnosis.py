@@ -112,13 +112,7 @@ def harmless_rate(is_tuned: bool, hardness: float, steps: int) -> float:
 
 def recommend(diagnosis: Diagnosis, steps: int) -> tuple[dict[str, Any], str]:
     """Return what suits encoder and text in a run of so many steps at the default rate, as settings, and the reason."""
-    settings, reason = _recommended_objective(diagnosis)
-    if diagnosis.is_tuned and diagnosis.spread < 1:
-        # Divided by these, they differ as much as usual: an encoder trained at 0.01 is used to no other logits.
-        for name in ("temperature", "start_temperature") if settings["objective"] == "relational" else ("temperature",):
-            usual = default_of(name, settings["objective"])
-            settings[name] = float(f"{usual * diagnosis.spread:.2g}")
-        reason += f"; random pairs have a mean cosine of {diagnosis.mean_cosine:.2f}, which asks for low temperatures"
+    settings, reason = _at_its_temperature(diagnosis, *_recommended_objective(diagnosis))
     rate = harmless_rate(diagnosis.is_tuned, diagnosis.hardness, steps)
     if rate < LEARNING_RATE:
         settings["learning_rate"] = rate
@@ -148,10 +142,21 @@ def _recommended_objective(diagnosis: Diagnosis) -> tuple[dict[str, Any], str]:
 
 def recommend_for_pairs(diagnosis: Diagnosis) -> tuple[dict[str, Any], str]:
     """Return the objective for a run on labelled pairs alone, as settings, and the reason for it."""
-    supervised = "there are only pairs, for which it is the paper's supervised objective"
+    settings: dict[str, Any] = {"objective": "infonce"}
+    reason = "there are only pairs, for which it is the paper's supervised objective"
     if diagnosis.is_tuned and not diagnosis.is_general:
-        return (
-            {"objective": "infonce", "mask_similar": SAME_TOPIC},
-            f"{supervised}, and sentences of a narrow text that are most similar are rarely negatives",
-        )
-    return {"objective": "infonce"}, supervised
+        settings["mask_similar"] = SAME_TOPIC
+        reason += ", and sentences of a narrow text that are most similar are rarely negatives"
+    return _at_its_temperature(diagnosis, settings, reason)
+
+
+def _at_its_temperature(diagnosis: Diagnosis, settings: dict[str, Any], reason: str) -> tuple[dict[str, Any], str]:
+    """Add low temperatures where all cosines are high: divided by these, the cosines differ as much as usual."""
+    if not diagnosis.is_tuned or diagnosis.spread == 1:
+        return settings, reason
+    objective = settings["objective"]
+    for name in ("temperature", "start_temperature") if objective == "relational" else ("temperature",):
+        settings[name] = float(f"{default_of(name, objective) * diagnosis.spread:.2g}")
+    return settings, (
+        f"{reason}; random pairs have a mean cosine of {diagnosis.mean_cosine:.2f}, which asks for low temperatures"
+    )

@@ -83,7 +83,7 @@ def test_an_argument_that_is_not_utf_8_is_refused_before_anything_is_computed(
         given = [argument if isinstance(argument, bytes) else str(argument) for argument in command]
         done = subprocess.run(given, capture_output=True)
         assert done.returncode == 2
-        assert "holds bytes that are not UTF-8. Rename the file or folder" in done.stderr.decode()
+        assert "holds bytes that are not UTF-8. If it is a name, rename the file" in done.stderr.decode()
         assert done.stderr.count(b"\n") == 1
     assert {path.name for path in tmp_path.iterdir()} == {"here"}
 

@@ -108,6 +108,12 @@ def test_only_pairs_of_a_narrow_text_are_masked() -> None:
         assert recommend_for_pairs(plain_or_general)[0] == {"objective": "infonce"}
 
 
+def test_pairs_too_are_trained_at_a_low_temperature_where_all_cosines_are_high() -> None:
+    found, reason = recommend_for_pairs(Diagnosis(-0.8, 0.8, 0.9, 0.5, for_sentences=True))
+    assert found == {"objective": "infonce", "mask_similar": 0.985, "temperature": 0.01}
+    assert reason.endswith("a mean cosine of 0.80, which asks for low temperatures")
+
+
 def test_neighbours_kept_counts_the_shared_ones_whatever_their_order() -> None:
     before = torch.tensor([[1, 2], [0, 3]])
     assert neighbours_kept(before, torch.tensor([[2, 1], [3, 0]])) == 1
