@@ -51,6 +51,12 @@ class Diagnosis:
         return 1 - (1 - self.hardest_negative) / self.spread
 
     @property
+    def hardest(self) -> str:
+        """`hardest_negative` in words, beside its `hardness` where that is another."""
+        beside = f", {self.hardness:.2f} if the mean were not {self.mean_cosine:.2f}" if self.spread < 1 else ""
+        return f"the most similar of {self.others} random sentences has a cosine of {self.hardest_negative:.2f}{beside}"
+
+    @property
     def is_tuned(self) -> bool:
         """Whether the encoder has been trained for sentences; otherwise it is a plain language model.
 
@@ -126,9 +132,7 @@ def _recommended_objective(diagnosis: Diagnosis) -> tuple[dict[str, Any], str]:
             f"the encoder is a plain language model (uniformity {diagnosis.uniformity:.2f}, no sentence-transformers "
             "files)"
         )
-    hardest = (
-        f"the most similar of {diagnosis.others} random sentences has a cosine of {diagnosis.hardest_negative:.2f}"
-    )
+    hardest = diagnosis.hardest
     if diagnosis.is_general:
         return {"objective": "ntxent"}, f"the encoder is tuned for sentences and the text is general: {hardest}"
     narrow = f"the encoder is tuned for sentences and the text is narrow: {hardest}"

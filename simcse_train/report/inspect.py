@@ -156,8 +156,7 @@ def as_text(found: Inspection, max_length: int) -> str:
         f"Near duplicates: {found.near_duplicates:.1%} have another line with a cosine above {NEAR_DUPLICATE}.",
         f"Encoder: {kind}. Uniformity {diagnosis.uniformity:.2f} (tuned below {TUNED}), cosine of random pairs "
         f"{diagnosis.mean_cosine:.2f}, alignment {found.alignment:.2f}.",
-        f"Negatives: the most similar of {diagnosis.others} random sentences has a cosine of "
-        f"{diagnosis.hardest_negative:.2f} (general text below {GENERAL:.2f}). Topics: clusterings agree to "
+        f"Negatives: {diagnosis.hardest} (general text below {GENERAL:.2f}). Topics: clusterings agree to "
         f"{diagnosis.cluster_agreement:.2f} (clear above {CLUSTERED}).",
         "",
     ]

@@ -67,7 +67,7 @@ def never_saved(run: Path) -> bool:
 
 def run_folder(config: TrainConfig) -> Path:
     """Return the folder that the settings name; by default one that is the same for every attempt of a launcher."""
-    default = Path("runs") / f"{Path(config.model).name}-{started_at():%Y%m%d-%H%M%S}"
+    default = Path("runs") / f"{with_name(Path(config.model)).name}-{started_at():%Y%m%d-%H%M%S}"
     return with_name(Path(config.output).expanduser()) if config.output else default
 
 

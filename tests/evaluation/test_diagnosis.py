@@ -90,6 +90,7 @@ def test_where_all_cosines_are_high_a_text_is_judged_by_their_spread_and_tempera
     found, reason = recommend(tuned, 250)
     assert found == settings
     assert "random pairs have a mean cosine of 0.80, which asks for low temperatures" in reason
+    assert f"has a cosine of {hardest:.2f}, {1 - (1 - hardest) / 0.2:.2f} if the mean were not 0.80" in reason
     assert recommend(replace(tuned, for_sentences=False), 250)[0] == {"objective": "ntxent"}
     assert "temperature" not in recommend(replace(tuned, mean_cosine=0.45), 250)[0]
 

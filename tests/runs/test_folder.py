@@ -89,3 +89,11 @@ def test_what_a_user_keeps_in_a_folder_is_no_leftover_of_a_run(tmp_path: Path, n
     with pytest.raises(InputError, match="is not an empty folder"):
         new_run_folder(make_config({"data": "t.txt", "output": str(tmp_path)}))
     assert (tmp_path / name).read_text() == "precious"
+
+
+def test_a_run_is_named_after_the_folder_of_its_model_also_from_within(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my-model").mkdir()
+    monkeypatch.chdir(tmp_path / "my-model")
+    assert new_run_folder(make_config({"data": "t.txt", "model": "."})).name.startswith("my-model-")
