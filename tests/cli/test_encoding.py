@@ -40,7 +40,7 @@ def test_every_command_on_a_text_takes_its_encoding(
 def test_pairs_beside_a_text_may_be_utf8_or_in_its_encoding(
     latin: Path, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["--data", latin, "--model", tiny, "--max-steps", 1, "--batch-size", 2, "--encoding", "latin-1"]
+    arguments = ["--data", latin, "--model", tiny, "--epochs", 1, "--batch-size", 2, "--encoding", "latin-1"]
     for name in ("latin-1", "utf-8"):
         (tmp_path / f"{name}-pairs.tsv").write_bytes("a café\tthe man plays\na cat\tthe dog\n".encode(name))
         (tmp_path / f"{name}-labelled.tsv").write_bytes("a café\tthe man plays\t1\na cat\tthe dog\t2\n".encode(name))
@@ -70,5 +70,5 @@ def test_pairs_in_a_saved_data_set_are_used(tiny: Path, text: Path, tmp_path: Pa
     Dataset.from_dict(pairs | {"score": [3.0, 0.0, 2.0]}).save_to_disk(tmp_path / "scored")
     Dataset.from_dict(pairs).save_to_disk(tmp_path / "pairs")
     files = ("--pairs", tmp_path / "pairs", "--eval", tmp_path / "scored")
-    arguments = ("--model", tiny, "--max-steps", 1, "--batch-size", 2, "--output", tmp_path / "run")
+    arguments = ("--model", tiny, "--epochs", 1, "--batch-size", 2, "--output", tmp_path / "run")
     assert run("--data", text, *files, *arguments) == 0
