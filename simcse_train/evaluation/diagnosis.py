@@ -21,6 +21,7 @@ TUNED = -2.2  # uniformity below which an encoder has been trained to tell sente
 CLUSTERED = 0.42  # agreement of clusterings above which a text falls into topics
 GENERAL = 0.29  # mean cosine with the most similar of 63 random sentences, below which a text has no common subject
 CROWDED = 0.5  # mean cosine of random pairs above which cosines lie close together: the encoder knows low temperatures
+LEAST_SPREAD = 0.02  # so that an encoder for which all sentences are one has a temperature, too
 SAME_TOPIC = 0.985  # quantile of the cosines above which two pairs of a narrow text often have the same topic
 # Steps at the default learning rate after which NT-Xent on a general text makes a tuned encoder unlearn more than it
 # learns. The relational objective holds the encoder: on a narrow text it goes on gaining at that rate.
@@ -43,7 +44,7 @@ class Diagnosis:
     @property
     def spread(self) -> float:
         """How far cosines lie apart, as a share of the usual: 1, or less where nearly all of them are high."""
-        return 1 - self.mean_cosine if self.mean_cosine > CROWDED else 1.0
+        return max(LEAST_SPREAD, 1 - self.mean_cosine) if self.mean_cosine > CROWDED else 1.0
 
     @property
     def hardness(self) -> float:

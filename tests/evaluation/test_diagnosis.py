@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
 from simcse_train.evaluation import geometry
-from simcse_train.evaluation.diagnosis import CROWDED, Diagnosis, diagnose, recommend, recommend_for_pairs, was_tuned
+from simcse_train.evaluation.diagnosis import (
+    CROWDED,
+    LEAST_SPREAD,
+    Diagnosis,
+    diagnose,
+    recommend,
+    recommend_for_pairs,
+    was_tuned,
+)
 from simcse_train.evaluation.geometry import (
     cluster_agreement,
     known_agreement,
@@ -95,7 +103,7 @@ def test_where_all_cosines_are_high_a_text_is_judged_by_their_spread_and_tempera
     assert "temperature" not in recommend(replace(tuned, mean_cosine=0.45), 250)[0]
 
 
-@given(mean=st.floats(0, 0.99), above=st.floats(0, 1))
+@given(mean=st.floats(0, 1 - LEAST_SPREAD), above=st.floats(0, 1))
 def test_hardness_does_not_change_with_a_direction_that_all_embeddings_share(mean: float, above: float) -> None:
     plain = Diagnosis(-3.0, 0.0, above, 0.2)
     shared = Diagnosis(-1.0, mean, mean + (1 - mean) * above, 0.2)
@@ -107,6 +115,14 @@ def test_only_pairs_of_a_narrow_text_are_masked() -> None:
     assert recommend_for_pairs(Diagnosis(-2.9, 0.2, 0.62, 0.5))[0] == {"objective": "infonce", "mask_similar": 0.985}
     for plain_or_general in (Diagnosis(-1.0, 0.7, 0.9, 0.6), Diagnosis(-3.8, 0.02, 0.25, 0.2)):
         assert recommend_for_pairs(plain_or_general)[0] == {"objective": "infonce"}
+
+
+@pytest.mark.parametrize("for_sentences", [False, True])
+def test_an_encoder_for_which_all_sentences_are_one_is_diagnosed(for_sentences: bool) -> None:
+    found = diagnose(normalize(torch.ones(100, 8)), for_sentences=for_sentences)
+    assert found.hardness == pytest.approx(1, abs=1e-4)
+    settings, _ = recommend(found, 250)
+    assert settings.get("temperature", 0.001) == 0.001
 
 
 def test_pairs_too_are_trained_at_a_low_temperature_where_all_cosines_are_high() -> None:
