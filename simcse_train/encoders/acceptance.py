@@ -16,7 +16,7 @@ from simcse_train.encoders.compiled.build import CannotCompile
 from simcse_train.encoders.compiled.families import read_layers, read_tables, unsupported
 from simcse_train.encoders.compiled.library import library
 from simcse_train.encoders.compiled.stack import Stack
-from simcse_train.encoders.encoder import Encoder, first_position
+from simcse_train.encoders.encoder import Encoder, first_position, mode
 from simcse_train.encoders.packing import pack, positions
 from simcse_train.encoders.probing import LONG, SHORT
 from simcse_train.randomness import seeded
@@ -140,9 +140,7 @@ def difference(
     """
     length = min(LENGTH, encoder.max_positions)
     batch = pack(encoder.tokenizer.tokenize([*SHORT, LONG * 4, LONG], length), encoder.device)
-    training = encoder.training
-    encoder.eval()
-    try:
+    with mode(encoder, training=False):
         for first_only in {False, encoder.first_only}:
             expected, usual, found = (
                 _states_and_gradients(states, (*batch, first_only), parameters, used)
@@ -153,8 +151,6 @@ def difference(
                 allowed = AS_FAR * (now - right).norm() + TOLERANCE[precision] * (right.norm() + 0.01 * most)
                 if not (new - right).norm() <= allowed:  # also where it is not a number
                     return f"a probe found other {'gradients' if number else 'states'} than without them"
-    finally:
-        encoder.train(training)
     return ""
 
 

@@ -182,7 +182,7 @@ class Encoder(nn.Module):
         # Sentences of like length share a batch, so that a padded batch has little padding.
         order = np.argsort(-rows.lengths, kind="stable")[: np.count_nonzero(rows.lengths)]
         bar = tqdm(total=len(order), desc="encode", unit="sentence", disable=not show_progress)
-        with bar, self._without_dropout():
+        with bar, mode(self, training=False):
             while len(order):
                 fit = BATCH_TOKENS // int(rows.lengths[order[0]])  # the longest that is left
                 chosen, order = np.split(order, [max(1, min(batch_size, fit))])
@@ -191,15 +191,16 @@ class Encoder(nn.Module):
                 bar.update(len(chosen))
         return out
 
-    @contextmanager
-    def _without_dropout(self) -> Iterator[None]:
-        """Compute in evaluation mode for as long as the block lasts, however it ends."""
-        training = self.training
-        self.eval()
-        try:
-            yield
-        finally:
-            self.train(training)
+
+@contextmanager
+def mode(encoder: nn.Module, *, training: bool) -> Iterator[None]:
+    """Compute with dropout (training) or without it for as long as the block lasts, however it ends."""
+    before = encoder.training
+    encoder.train(training)
+    try:
+        yield
+    finally:
+        encoder.train(before)
 
 
 def dropout_settings(config: PretrainedConfig) -> dict[str, float]:

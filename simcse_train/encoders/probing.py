@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from simcse_train.encoders.attention import compute_first_tokens_in_last_layer, layer_list
-from simcse_train.encoders.encoder import Encoder
+from simcse_train.encoders.encoder import Encoder, mode
 from simcse_train.encoders.packing import pack
 from simcse_train.encoders.padding import accepted_inputs
 from simcse_train.errors import InputError
@@ -233,27 +233,21 @@ def check_shortest(encoder: Encoder, name: str) -> None:
 @torch.inference_mode()
 def is_repeatable(encoder: Encoder) -> bool:
     """Return whether two passes in training mode with one seed give one embedding, as resuming a run needs."""
-    training = encoder.training
-    encoder.train()
     batch = pack(encoder.tokenizer.tokenize([SHORT[3]], encoder.max_length), encoder.device)
     views = []
     for _ in range(2):
-        with seeded(0):
+        with mode(encoder, training=True), seeded(0):
             views.append(encoder.embed(*batch))
-    encoder.train(training)
     return torch.equal(*views)
 
 
 @torch.inference_mode()
 def is_deterministic(encoder: Encoder) -> bool:
     """Return whether two passes in training mode give the same embedding: then dropout makes no positive pairs."""
-    training = encoder.training
-    encoder.train()
     sentence = "Two views of one sentence differ by dropout alone."
     tokens, lengths = pack(encoder.tokenizer.tokenize([sentence], encoder.max_length)[:1], encoder.device)
-    with seeded(0):
+    with mode(encoder, training=True), seeded(0):
         views = [encoder.embed(tokens, lengths) for _ in range(4)]
-    encoder.train(training)
     return all(torch.equal(view, views[0]) for view in views[1:])
 
 

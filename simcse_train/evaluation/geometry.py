@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from simcse_train import distributed
-from simcse_train.encoders.encoder import Encoder
+from simcse_train.encoders.encoder import Encoder, mode
 from simcse_train.encoders.packing import pack
 from simcse_train.randomness import seeded
 from simcse_train.search.cached_arrays import remember, remembered
@@ -53,8 +53,6 @@ def embed_views(encoder: Encoder, rows: Sequence[Sequence[int]]) -> tuple[Tensor
     The noise of a batch is the same in each call, so that two calls compare encoders and not random draws. Every
     process is given the same rows, and embeds its share of the batches.
     """
-    training = encoder.training
-    encoder.train()
     shares = [(first * BATCH, min(end * BATCH, len(rows))) for first, end in distributed.shares(-(-len(rows) // BATCH))]
     counts = [end - first for first, end in shares]
     mine = range(*shares[distributed.rank()], BATCH)
@@ -66,9 +64,8 @@ def embed_views(encoder: Encoder, rows: Sequence[Sequence[int]]) -> tuple[Tensor
                 found.append(encoder.embed(*pack(rows[first : first + BATCH], encoder.device)).float())
         return distributed.gather_rows(normalize(torch.cat(found)), counts)
 
-    views = view(0), view(1)
-    encoder.train(training)
-    return views
+    with mode(encoder, training=True):
+        return view(0), view(1)
 
 
 def alignment(first: Tensor, second: Tensor) -> float:

@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 from tqdm.auto import tqdm
 
 from simcse_train import distributed
-from simcse_train.encoders.encoder import Encoder
+from simcse_train.encoders.encoder import Encoder, mode
 from simcse_train.encoders.packing import moved, pack
 from simcse_train.errors import InputError
 from simcse_train.search.cached_arrays import cached_array, remember, remembered
@@ -33,16 +33,14 @@ def embed_rows(encoder: Encoder, rows: Sequence[Sequence[int]], autocast: Autoca
 
     They are computed in the order of length, so that padded batches have little padding.
     """
-    training = encoder.training
-    encoder.eval()
     order = sorted(range(len(rows)), key=lambda row: -len(rows[row]))
     found = torch.zeros(len(rows), encoder.hidden_size, device=encoder.device)
-    for start in range(0, len(order), BATCH):
-        chosen = order[start : start + BATCH]
-        with autocast():
-            embeddings = encoder.embed(*pack([rows[row] for row in chosen], encoder.device))
-        found[moved(torch.tensor(chosen), encoder.device)] = normalize(embeddings.float())
-    encoder.train(training)
+    with mode(encoder, training=False):
+        for start in range(0, len(order), BATCH):
+            chosen = order[start : start + BATCH]
+            with autocast():
+                embeddings = encoder.embed(*pack([rows[row] for row in chosen], encoder.device))
+            found[moved(torch.tensor(chosen), encoder.device)] = normalize(embeddings.float())
     return found
 
 

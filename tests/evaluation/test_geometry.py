@@ -85,3 +85,12 @@ def test_processes_share_what_is_measured_and_get_what_one_would(tiny: Path, tmp
             torch.testing.assert_close(share[name], alone[name], rtol=0, atol=1e-6)
     # Of four batches of views the first two processes take one each, of the rest each a third.
     assert [int(share["own"]) for share in shares] == [2 * 64 + 66 + 66, 2 * 64 + 67 + 67, 2 * 72 + 67 + 67]
+
+
+def test_a_measurement_that_fails_leaves_the_encoder_as_it_was(tiny: Path) -> None:
+    encoder = load_encoder(tiny)
+    for training, measure in ((False, embed_views), (True, embed_rows)):
+        encoder.train(training)
+        with pytest.raises(IndexError):
+            measure(encoder, [[10**6]])
+        assert encoder.training is training
