@@ -40,7 +40,7 @@ class CompiledAdamW(torch.optim.AdamW):
             if parameter.grad is not None:
                 rows = self._marks(parameter).bitwise_and_(BEFORE)
                 rows[parameter.grad.any(dim=1) if tokens is None else tokens] |= NOW
-        table = torch.cat([self._table(group) for group in self.param_groups])
+        table = torch.cat([self._table(group["params"]) for group in self.param_groups])
         partial = torch.empty(torch.get_num_threads(), dtype=torch.float64)
         norm = torch.empty((), dtype=torch.float64)
         library().run("gradient_norm", torch.float32, count=len(table), parameters=table, partial=partial, norm=norm)
@@ -53,29 +53,29 @@ class CompiledAdamW(torch.optim.AdamW):
         if self._clip is None:
             self.clip(math.inf)
         for group in self.param_groups:
-            table = self._table(group)
-            changed = [parameter for parameter in group["params"] if parameter.grad is not None]
-            if not changed:
-                continue
-            for parameter in changed:
-                self.state[parameter]["step"] += 1
+            at_step: dict[float, list[Tensor]] = {}  # a parameter counts the steps in which it had a gradient
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self.state[parameter]["step"] += 1
+                    at_step.setdefault(float(self.state[parameter]["step"]), []).append(parameter)
             beta1, beta2 = group["betas"]
-            step = float(self.state[changed[0]]["step"])
-            library().run(
-                "adamw",
-                torch.float32,
-                count=len(table),
-                parameters=table,
-                clip=self._clip,
-                rate=group["lr"],
-                beta1=beta1,
-                beta2=beta2,
-                epsilon=group["eps"],
-                decay=group["weight_decay"],
-                correction1=1 - beta1**step,
-                correction2=1 - beta2**step,
-            )
-            increment_version(changed)  # torch cannot know that they have changed
+            for step, changed in at_step.items():
+                table = self._table(changed)
+                library().run(
+                    "adamw",
+                    torch.float32,
+                    count=len(table),
+                    parameters=table,
+                    clip=self._clip,
+                    rate=group["lr"],
+                    beta1=beta1,
+                    beta2=beta2,
+                    epsilon=group["eps"],
+                    decay=group["weight_decay"],
+                    correction1=1 - beta1**step,
+                    correction2=1 - beta2**step,
+                )
+                increment_version(changed)  # torch cannot know that they have changed
         self._clip = None
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -96,10 +96,10 @@ class CompiledAdamW(torch.optim.AdamW):
             self._rows[parameter] = moments.any(dim=1).to(torch.uint8) * BEFORE
         return self._rows[parameter]
 
-    def _table(self, group: dict[str, Any]) -> Tensor:
-        """Return the kernels' description of the parameters of a group that have gradients (parameters, 7)."""
+    def _table(self, parameters: Iterable[Tensor]) -> Tensor:
+        """Return the kernels' description of those parameters that have gradients (parameters, 7)."""
         table = []
-        for parameter in group["params"]:
+        for parameter in parameters:
             if parameter.grad is None:
                 continue
             parameter.grad = parameter.grad.contiguous()

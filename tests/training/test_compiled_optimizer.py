@@ -115,3 +115,18 @@ def test_runs_use_it_where_kernels_compute_the_encoder(small: Path) -> None:
     assert not isinstance(make_optimizer(encoder, config), CompiledAdamW)
     assert use_kernels(encoder, "fp32") == ""
     assert isinstance(make_optimizer(encoder, config), CompiledAdamW)
+
+
+def test_each_parameter_counts_the_steps_in_which_it_had_a_gradient() -> None:
+    ours, theirs = module(), module()
+    compiled = CompiledAdamW(groups(ours, 0.1), lr=0.01, embeddings=[ours["words"].weight])
+    usual = torch.optim.AdamW(groups(theirs, 0.1), lr=0.01, fused=True)
+    for step in range(3):
+        for modules, optimizer in ((ours, compiled), (theirs, usual)):
+            give_gradients(modules, step)
+            if step == 1:
+                modules["linear"].weight.grad = None
+            optimizer.step()
+            optimizer.zero_grad()
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.allclose(mine, other, atol=1e-6)
