@@ -71,7 +71,7 @@ def load_encoder(
             for name in dropout_settings(config):
                 setattr(config, name, dropout)
         tokenizer = AutoTokenizer.from_pretrained(source.place, **source.arguments)
-        _complete_tokenizer(tokenizer, found)
+        _complete_tokenizer(tokenizer, found, source.name)
         model = _load_model(source, config)
         reading = SentenceTokenizer(tokenizer, found.prompt)
         encoder = Encoder(model, reading, "cls", _max_length(model, tokenizer, found), folder=found)
@@ -193,11 +193,17 @@ def _without_load_report() -> Iterator[None]:
         logger.removeFilter(is_other)
 
 
-def _complete_tokenizer(tokenizer: PreTrainedTokenizerBase, found: Folder) -> None:
-    """Lower-case as the folder says, and name a padding token, without which no batch can be padded."""
+def _complete_tokenizer(tokenizer: PreTrainedTokenizerBase, found: Folder, name: str) -> None:
+    """Lower-case as the folder says, and name a padding token; raises `InputError` if there is none to be had."""
     if tokenizer.pad_token_id is None:
         names = ("eos_token", "unk_token", "sep_token", "bos_token")
-        tokenizer.pad_token = next(token for name in names if (token := getattr(tokenizer, name)) is not None)
+        tokenizer.pad_token = next((token for name in names if (token := getattr(tokenizer, name)) is not None), None)
+        if tokenizer.pad_token is None:
+            raise InputError(
+                f"The encoder {name}: its tokenizer has no special token, with which a batch could be padded. Add "
+                "one with tokenizer.add_special_tokens({'pad_token': '[PAD]'}) and model.resize_token_embeddings, and "
+                "save both again."
+            )
     if not found.lower_case:
         return
     if not tokenizer.is_fast:

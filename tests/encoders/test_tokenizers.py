@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerFast
 from simcse_train.encoders.loading import load_encoder
 from simcse_train.encoders.saving import save_encoder
 from simcse_train.encoders.tokenizer import SentenceTokenizer
+from simcse_train.errors import InputError
 from tests.encoders.matrix import make_member
 from tests.encoders.tokenizers import OWN, make_tokenizer
 
@@ -111,3 +113,14 @@ def test_where_no_token_stands_before_a_sentence_the_mean_is_pooled(family: str,
     chosen = load_encoder(folder, pooling="cls")
     assert chosen.pooling == "cls"
     assert any("takes that of a word" in note for note in chosen.notes)
+
+
+def test_a_tokenizer_without_any_special_token_is_refused_with_what_to_do(tiny: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny, tmp_path / "bare")
+    for name in ("tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
+        (tmp_path / "bare" / name).unlink(missing_ok=True)
+    backend = Tokenizer(WordLevel({"a": 0, "man": 1, "dog": 2}, unk_token="a"))
+    backend.pre_tokenizer = WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(tmp_path / "bare")
+    with pytest.raises(InputError, match=r"bare: its tokenizer has no special token, with which a batch could be padd"):
+        load_encoder(tmp_path / "bare")
