@@ -25,7 +25,7 @@ MEASURES = {
 }
 
 # Known only before training: what kind of text, and what kind of encoder it is.
-BEFORE = ("hardest_negative", "tuned")
+BEFORE = ("hardness", "tuned")
 
 # Thresholds of the verdict without labels; scripts/verdict_study.py prints how often it is right.
 LOST_NEIGHBOURS = 0.7  # fewer neighbours kept than this in a narrow text: the encoder forgot what it knew
@@ -71,6 +71,8 @@ def judge(before: Mapping[str, float], after: Mapping[str, float]) -> Verdict:
     """
     if "score" in before and "score" in after:
         return _judge_score(after["score"] - before["score"])
+    if "score" in before and "uniformity" in after:
+        return Verdict(Outcome.HARMED, "All labelled pairs have the same cosine: the encoder has collapsed")
     for which, found in (("before training in this run", before), ("at this step", after)):
         if not {"alignment", "uniformity", "cluster_agreement"} <= found.keys():
             return Verdict(Outcome.UNCLEAR, f"The encoder was not measured {which}")
@@ -93,7 +95,7 @@ def judge(before: Mapping[str, float], after: Mapping[str, float]) -> Verdict:
     if not {"neighbours_kept", "neighbour_contrast"} <= after.keys():  # measured after a resume without the start
         return Verdict(Outcome.UNCLEAR, "The neighbours before training were not known when it was measured")
     kept = after["neighbours_kept"]
-    general = before.get("hardest_negative", 1.0) < GENERAL
+    general = before.get("hardness", 1.0) < GENERAL
     clustered = before["cluster_agreement"] > CLUSTERED
     if kept < (LOST_EVERYWHERE if general else LOST_NEIGHBOURS):
         return Verdict(

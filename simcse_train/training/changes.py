@@ -82,7 +82,7 @@ def risk_of_more_steps(config: TrainConfig, total: int, first: Mapping[str, floa
     first: the measures of step 0.
     """
     rate = peak_rate(config)
-    harmless = harmless_rate(was_tuned(first), first.get("hardest_negative", 1.0), total)
+    harmless = harmless_rate(was_tuned(first), first.get("hardness", 1.0), total)
     if config.objective != "ntxent" or rate <= harmless:
         return ""
     return (

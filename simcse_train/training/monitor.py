@@ -182,10 +182,10 @@ class Monitor:
         if self._nearest is not None and len(self.measured) >= FEWEST:
             record["neighbours_kept"] = neighbours_kept(self._nearest, nearest)
             record["neighbour_contrast"] = neighbour_contrast(space.embeddings, self._nearest)
-        if self.pairs is not None:
+        if self.labelled_pairs is not None:
             record["score"] = score
         if known:
-            record["hardest_negative"] = known.diagnosis.hardness  # says what kind of text it is
+            record["hardness"] = known.diagnosis.hardness  # says what kind of text it is
             record["tuned"] = known.diagnosis.is_tuned
         if step == 0:
             self._before = record

@@ -27,10 +27,10 @@ TUNED = {
     "neighbours_kept": 1.0,
     "neighbour_contrast": 0.5,
     "cluster_agreement": 0.6,
-    "hardest_negative": 0.4,
+    "hardness": 0.4,
 }
-FEW = {"alignment": 0.15, "uniformity": -3.0, "cluster_agreement": 0.1, "hardest_negative": 0.25}
-GENERAL = {**TUNED, "hardest_negative": 0.25, "cluster_agreement": 0.1}
+FEW = {"alignment": 0.15, "uniformity": -3.0, "cluster_agreement": 0.1, "hardness": 0.25}
+GENERAL = {**TUNED, "hardness": 0.25, "cluster_agreement": 0.1}
 
 
 def after(**changes: float) -> dict[str, float]:
@@ -52,6 +52,9 @@ def after(**changes: float) -> dict[str, float]:
         (after(cluster_agreement=0.2), after(neighbours_kept=0.75, neighbour_contrast=0.4), Outcome.HARMED),
         (after(cluster_agreement=0.2), after(neighbours_kept=0.8, neighbour_contrast=0.7), Outcome.UNCLEAR),
         (GENERAL, after(neighbours_kept=0.3, uniformity=-3.1), Outcome.HARMED),
+        # Labelled pairs that have a score no more: all have the same cosine.
+        (after(score=80.0, uniformity=-1.0), after(uniformity=0.0), Outcome.HARMED),
+        (after(score=80.0), after(score=80.3, neighbours_kept=0.1), Outcome.HELPED),
         # A plain language model has no neighbourhoods worth keeping.
         (after(uniformity=-1.0), after(uniformity=-3.0, neighbours_kept=0.1), Outcome.UNCLEAR),
         (after(uniformity=-1.0), after(uniformity=-3.0, alignment=0.45), Outcome.HARMED),
@@ -93,7 +96,7 @@ def test_the_verdict_follows_the_labels_or_else_the_neighbourhoods(
 def test_lost_neighbours_are_never_called_a_help(
     kept: float, contrast: float, agreement: float, negative: float
 ) -> None:
-    before = after(cluster_agreement=agreement, hardest_negative=negative)
+    before = after(cluster_agreement=agreement, hardness=negative)
     verdict = judge(before, after(neighbours_kept=kept, neighbour_contrast=contrast))
     assert verdict.outcome == Outcome.HARMED
     assert f"{kept:.0%}" in str(verdict)

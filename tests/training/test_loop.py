@@ -71,7 +71,7 @@ def test_a_run_learns_and_leaves_what_the_contract_says(text: Path, tiny: Path, 
         "alignment",
         "uniformity",
         "cluster_agreement",
-        "hardest_negative",  # of the text, so only before training
+        "hardness",  # of the text, so only before training
         "tuned",  # of the encoder, too
     }  # without neighbours: too few sentences are held out
     steps = [line for line in lines if "loss" in line]

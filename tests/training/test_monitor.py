@@ -165,7 +165,7 @@ def test_step_0_has_the_measures_by_which_the_objective_is_chosen(
         diagnose(embed_rows(encoder, rows), for_sentences=False) for rows in (every, batches.measured())
     )
     before, *_, after = read_metrics(run)
-    assert before["hardest_negative"] == pytest.approx(of_all.hardness, abs=1e-6)
+    assert before["hardness"] == pytest.approx(of_all.hardness, abs=1e-6)
     for measure in ("cluster_agreement", "uniformity"):  # compared with those after training
         assert before[measure] == pytest.approx(getattr(of_measured, measure), abs=1e-6)
     assert after["step"] == 2
