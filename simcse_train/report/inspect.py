@@ -102,7 +102,7 @@ def inspect_text(
             f"--data {' '.join(data)} holds no two different sentences, one a line, and that many are needed."
         )
     encoder = load_encoder(model, pooling=pooling)
-    rows = encoder.tokenizer.tokenize(sample, min(max_length, encoder.max_length))
+    rows = encoder.tokenizer.tokenize(sample, min(max_length, encoder.max_positions))
     embeddings = embed_rows(encoder, rows)  # (sampled, hidden)
     require_finite(embeddings.numpy(), sample.__getitem__)
     negatives = negative_cosines(embeddings, batch_size)  # (anchors, batch - 1)
@@ -114,7 +114,7 @@ def inspect_text(
     return Inspection(
         counts=counts,
         sampled=len(sample),
-        lengths=_lengths(encoder.tokenizer, sample, max_length, encoder.max_length),
+        lengths=_lengths(encoder.tokenizer, sample, max_length, encoder.max_positions),
         unknown=encoder.tokenizer.unknown_share(rows),
         near_duplicates=_near_duplicates(embeddings),
         alignment=alignment(*embed_views(encoder, rows[:VIEWS])),

@@ -8,6 +8,7 @@ import pytest
 
 from simcse_train.data.sample import LineCounts
 from simcse_train.encoders.loading import load_encoder
+from simcse_train.encoders.saving import save_encoder
 from simcse_train.evaluation.diagnosis import Diagnosis
 from simcse_train.report.inspect import Inspection, as_text, inspect_text
 from simcse_train.search.embeddings import embed_rows
@@ -29,6 +30,19 @@ def test_lines_are_counted_and_only_sentences_longer_than_the_limit_are_cut(foun
     assert found.sampled == 7
     assert (found.lengths.median, found.lengths.percentile_95) == (5, 6)
     assert found.lengths.share_cut == pytest.approx(2 / 7)
+
+
+def test_sentences_are_counted_beyond_the_length_at_which_the_encoders_own_files_cut(
+    tiny: Path, tmp_path: Path
+) -> None:
+    encoder = load_encoder(tiny)
+    encoder.max_length = 8
+    save_encoder(encoder, tmp_path / "short")
+    assert load_encoder(tmp_path / "short").max_length == 8
+    (tmp_path / "x.txt").write_text("\n".join(f"a man {'and a dog ' * 4}{word}" for word in ("runs", "sits")))
+    lengths = inspect_text([str(tmp_path / "x.txt")], str(tmp_path / "short"), max_length=20).lengths
+    assert lengths.median > 14
+    assert lengths.share_cut == (lengths.median > 20)
 
 
 def test_lines_with_almost_the_embedding_of_another_are_near_duplicates(found: Inspection, tiny: Path) -> None:
