@@ -49,6 +49,7 @@ def model_card(encoder: Encoder, state: State, run: Path, name: str, *, backend:
         text=_text(config, state.counts),
         learned=f"{state.sentences:,} sentences" if config.data else "labelled pairs",
         dimension=encoder.hidden_size,
+        encoded_length=encoder.max_length,
         pooling=encoder.pooling,
         step=state.step,
         steps=state.steps,

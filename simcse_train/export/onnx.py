@@ -33,6 +33,7 @@ from simcse_train.encoders.loading import model_class
 from simcse_train.encoders.pooling import pool
 from simcse_train.encoders.saving import save_encoder
 from simcse_train.errors import InputError, SaveError
+from simcse_train.evaluation.geometry import neighbours_kept
 from simcse_train.export.folder import PROBES, load_chosen, load_saved_encoder, require_new_folder, use_newest
 from simcse_train.export.model_card import as_code, licence, model_card
 from simcse_train.runs.atomic import write_folder
@@ -265,7 +266,7 @@ def _neighbours_kept(before: NDArray[np.float32], after: NDArray[np.float32]) ->
     """Return the mean share of each row's nearest rows that are the same in both spaces (rows, hidden)."""
     own = torch.arange(len(before))
     places = [nearest(rows, rows, NEIGHBOURS, exclude=own)[1] for rows in map(torch.from_numpy, (before, after))]
-    return float((places[0][:, :, None] == places[1][:, None, :]).any(2).float().mean())
+    return neighbours_kept(*places)
 
 
 CARD = """---

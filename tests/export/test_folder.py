@@ -75,6 +75,8 @@ def test_the_card_says_what_was_trained_on_what_and_how_it_scored(text: Path, ti
     export(run, tmp_path / "out", "last")
     card = (tmp_path / "out" / "README.md").read_text()
     for expected in (
+        "| sentences, in training | cut at 16 tokens |",
+        f"| sentences, in this folder | cut at {load_encoder(tmp_path / 'out').max_length} tokens |",
         "tiny",
         "corpus.txt",
         "108",
