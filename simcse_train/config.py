@@ -19,6 +19,7 @@ from simcse_train.errors import InputError
 
 STARTER = "starter"
 LEARNING_RATE = 3e-5
+TEMPERATURE = 0.05
 PART = "part"  # says to pydantic that settings are to be completed by others
 
 TEXT, ENCODER, OBJECTIVE = "Text", "Encoder", "Objective"
@@ -111,7 +112,9 @@ class TrainConfig(BaseModel):
         auto="auto, what suits encoder and text",
         default="auto",
     )
-    temperature: Positive = _setting(OBJECTIVE, "Divides the cosines.", "X", default=0.05)
+    temperature: Positive | None = _setting(
+        OBJECTIVE, "Divides the cosines.", "X", auto="0.05, or less where all cosines are high"
+    )
     view: Literal["dropout", "repetition"] = _setting(
         OBJECTIVE, "What makes a second view: dropout alone, or repeated words too.", default="dropout"
     )
@@ -227,7 +230,7 @@ class TrainConfig(BaseModel):
             raise ValueError(f"--view {self.view} does not combine with --objective neighbours. Leave one of them out.")
         if self.objective == "relational" and self.start_weight == 1 and not self.pairs:
             for name in ("temperature", "mask_similar"):
-                if getattr(self, name) != type(self).model_fields[name].default:
+                if getattr(self, name) is not None:
                     raise ValueError(
                         f"{option(name)} {getattr(self, name)} is for NT-Xent, of which --objective relational takes "
                         "nothing at --start-weight 1. Leave it out, or lower that."
@@ -248,15 +251,14 @@ class TrainConfig(BaseModel):
 
 
 def objective_setting(config: TrainConfig, name: str) -> float:
-    """Return a setting that only some objectives have: as given, else the default for the chosen objective."""
+    """Return the temperature, or a setting that only some objectives have: as given, else the objective's default."""
     given = getattr(config, name)
     return default_of(name, config.objective) if given is None else float(given)
 
 
 def default_of(name: str, objective: str) -> float:
-    """Return the default of a setting, which may be that for an objective."""
-    field = TrainConfig.model_fields[name]
-    return float(_extra(field)["of"].get(objective, field.default))
+    """Return what `objective_setting` does where nothing is given."""
+    return TEMPERATURE if name == "temperature" else float(_extra(TrainConfig.model_fields[name])["of"][objective])
 
 
 def _extra(field: FieldInfo) -> dict[str, Any]:

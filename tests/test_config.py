@@ -18,7 +18,8 @@ from tests.conftest import CONFIGS
 def test_defaults_are_those_of_the_paper_for_unsupervised_bert() -> None:
     config = make_config({"data": "x.txt"})
     assert (config.batch_size, peak_rate(config), config.epochs, config.max_length) == (64, 3e-5, None, 32)
-    assert (config.temperature, config.warmup_ratio, config.weight_decay, config.max_grad_norm) == (0.05, 0, 0, 1)
+    temperature = objective_setting(config, "temperature")
+    assert (temperature, config.warmup_ratio, config.weight_decay, config.max_grad_norm) == (0.05, 0, 0, 1)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.name)
@@ -26,7 +27,7 @@ def test_every_config_of_the_repository_is_valid(path: Path) -> None:
     config = make_config({"data": "x.txt"} | read_settings(path))
     if path.stem != "quickstart":
         assert config.model == path.stem.removeprefix("sup-")
-        assert (config.temperature, config.pooling) == (0.05, "cls")
+        assert (objective_setting(config, "temperature"), config.pooling) == (0.05, "cls")
         assert config.epochs == (3 if path.stem.startswith("sup-") else 1)
         assert config.max_length == (64 if "chinese" in path.stem else 32)
 
@@ -65,8 +66,8 @@ def test_a_setting_out_of_range_is_named_with_what_is_allowed(settings: dict[str
             "--view repetition does not combine with --objective neigh",
         ),
         (
-            {"objective": "relational", "start_weight": 1, "temperature": 0.1},
-            "--temperature 0.1 is for NT-Xent, of which --objective relational takes nothing at --start-weight 1. ",
+            {"objective": "relational", "start_weight": 1, "temperature": 0.05},
+            "--temperature 0.05 is for NT-Xent, of which --objective relational takes nothing at --start-weight 1. ",
         ),
         ({"objective": "relational", "start_weight": 1.0, "mask_similar": 0.99}, "--mask-similar 0.99 is for NT-Xent"),
         (

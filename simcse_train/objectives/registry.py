@@ -15,9 +15,13 @@ from simcse_train.objectives.relational import Relational
 from simcse_train.objectives.soft import Soft
 
 
+def _temperature(config: TrainConfig) -> float:
+    return objective_setting(config, "temperature")
+
+
 def _from_start(kind: type[Relational] | type[Soft], config: TrainConfig) -> Objective:
     return kind(
-        config.temperature,
+        _temperature(config),
         objective_setting(config, "start_temperature"),
         objective_setting(config, "start_weight"),
         smoothed=objective_setting(config, "neighbours") > 0,
@@ -25,15 +29,15 @@ def _from_start(kind: type[Relational] | type[Soft], config: TrainConfig) -> Obj
 
 
 OBJECTIVES: dict[str, Callable[[TrainConfig], Objective]] = {
-    "ntxent": lambda config: NTXent(config.temperature),
-    "infonce": lambda config: InfoNCE(config.temperature),
+    "ntxent": lambda config: NTXent(_temperature(config)),
+    "infonce": lambda config: InfoNCE(_temperature(config)),
     "debiased": lambda config: Debiased(
-        config.temperature, objective_setting(config, "tau_plus"), objective_setting(config, "beta")
+        _temperature(config), objective_setting(config, "tau_plus"), objective_setting(config, "beta")
     ),
     "soft": lambda config: _from_start(Soft, config),
     "relational": lambda config: _from_start(Relational, config),
-    "neighbours": lambda config: Neighbours(config.temperature),
-    "queue": lambda config: Queue(config.temperature, config.queue_size or 5 * config.batch_size // 2),
+    "neighbours": lambda config: Neighbours(_temperature(config)),
+    "queue": lambda config: Queue(_temperature(config), config.queue_size or 5 * config.batch_size // 2),
 }
 
 

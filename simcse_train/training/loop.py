@@ -83,11 +83,11 @@ class Trainer:
         encoder.zero_grad()  # an encoder that was given may come with gradients
         keep_embedding_gradient(encoder.model)
         self.objective = make_objective(config)
-        self.paired_objective = InfoNCE(config.temperature)  # with hard negatives (Gao, Yao & Chen 2021, equation 5)
+        self.paired_objective = InfoNCE(objective_setting(config, "temperature"))  # with hard negatives (equation 5)
         self.adamw = make_optimizer(encoder, config)
         self.optimizer = self.accelerator.prepare(self.adamw)  # skips a step that overflows in float16
-        self.batches = make_batches(config, encoder, corpus, training_pairs, order_version)
-        named = f"{corpus and corpus.fingerprint} {training_pairs and training_pairs.fingerprint}"
+        self.batches = make_batches(config, encoder, texts, order_version)
+        named = "{} {}".format(*texts.fingerprints)
         self.teachers = Teachers(run, config, encoder, self.batches, named, self.objective, self.accelerator.autocast)
         self.total = total_steps(config, self.batches)
         self.step = 0  # steps that are done

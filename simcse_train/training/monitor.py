@@ -254,9 +254,10 @@ class Monitor:
         if self._warned_of_rest or not self._is_main or not all(result.norm < EPSILON for result in self._results):
             return
         self._warned_of_rest = True
+        temperature = objective_setting(self.config, "temperature")
         logger.warning(
             f"Step {step}: nothing is learned. The gradients since the last logged line are too small to move a weight "
-            f"(below {EPSILON:g}). --objective {self.config.objective} at --temperature {self.config.temperature:g} "
+            f"(below {EPSILON:g}). --objective {self.config.objective} at --temperature {temperature:g} "
             "asks no more of this encoder on this text. Try a higher --temperature or another --objective."
         )
 

@@ -60,7 +60,12 @@ def resolve(config: TrainConfig, encoder: Encoder, run: Path) -> TrainConfig:
         for entry in dict.fromkeys(config.data)  # standard input can be read once
     ]
     is_folder = config.model != STARTER and Path(config.model).expanduser().exists()
-    return config.model_copy(
+    if config.max_length > encoder.max_length:
+        encoder.notes.append(
+            f"This encoder's own files cut sentences at {encoder.max_length} tokens, and so will the export. Training "
+            f"sees {config.max_length}."
+        )
+    resolved = config.model_copy(
         update={
             "data": data,
             "output": str(run),
@@ -77,6 +82,13 @@ def resolve(config: TrainConfig, encoder: Encoder, run: Path) -> TrainConfig:
             "precision": find_precision(config.precision, device, encoder.float32_only),
         }
     )
+    return resolved if config.objective == "auto" else _with_defaults(resolved)
+
+
+def _with_defaults(config: TrainConfig) -> TrainConfig:
+    """Return the settings with what `--objective auto` may choose, as it is where nothing else is chosen."""
+    defaults = {"learning_rate": peak_rate(config), "temperature": objective_setting(config, "temperature")}
+    return config.model_copy(update=defaults)
 
 
 def require_own_settings(config: TrainConfig, encoder: Encoder) -> None:
@@ -104,11 +116,11 @@ def choose_objective(config: TrainConfig, diagnosis: Diagnosis, batches: Batches
         choice, reason = recommend_for_pairs(diagnosis)
         if config.mask_similar is not None:
             choice["mask_similar"] = config.mask_similar
-    if config.temperature != default_of("temperature", config.objective):  # given, and no other is chosen
+    if config.temperature is not None:
         choice.pop("temperature", None)
     named = " ".join(f"{option(name)} {value}" for name, value in choice.items())
     return (
-        config.model_copy(update={"learning_rate": peak_rate(config), **choice}),
+        _with_defaults(config).model_copy(update=choice),
         f"Objective: {named}, since {reason}.",
     )
 
