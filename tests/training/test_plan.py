@@ -183,6 +183,17 @@ def test_a_folder_that_is_called_as_the_bundled_encoder_does_not_take_its_place(
         )
 
 
+@pytest.mark.parametrize(("longest", "is_said"), [(16, False), (17, True)])
+def test_sentences_longer_than_the_encoders_own_files_allow_are_said_to_be_cut_in_the_export(
+    text: Path, tiny: Path, tmp_path: Path, longest: int, is_said: bool
+) -> None:
+    encoder = load_encoder(tiny)
+    encoder.max_length = 16
+    resolve(settings(text, tiny, tmp_path / "run", max_length=longest), encoder, tmp_path / "run")
+    note = "This encoder's own files cut sentences at 16 tokens, and so will the export. Training sees 17."
+    assert (note in encoder.notes) is is_said
+
+
 @pytest.mark.parametrize(("given", "expected"), [({"mask_similar": 0.5}, 0.5), ({}, SAME_TOPIC)])
 def test_a_quantile_that_was_given_for_pairs_alone_is_not_replaced_by_the_recommended_one(
     tiny: Path, tmp_path: Path, given: dict[str, float], expected: float
