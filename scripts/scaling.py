@@ -32,6 +32,7 @@ from simcse_train.objectives.ntxent import NTXent
 from simcse_train.objectives.objective import Rows
 from simcse_train.runs.metrics import read_metrics
 from simcse_train.training.plan import make_batches
+from simcse_train.training.texts import Texts
 
 BYTES = 4  # of a float32 number
 LENGTH = 32
@@ -126,7 +127,7 @@ def main(
     encoder = load_encoder(model)
     corpus: Corpus = open_corpus([str(data)], None, encoder.tokenizer, LENGTH)
     config = make_config({"data": str(data), "batch_size": batch_size})
-    work = work_of(encoder, make_batches(config, encoder, corpus, None), batch_size)
+    work = work_of(encoder, make_batches(config, encoder, Texts(corpus, None, None)), batch_size)
     folder = tokenised_folder(corpus.fingerprint, encoder.tokenizer, LENGTH)
     disk = sum(path.stat().st_size for path in folder.iterdir()) / len(corpus)
     print(

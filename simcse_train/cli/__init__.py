@@ -31,6 +31,7 @@ from simcse_train.config_file import read_settings
 from simcse_train.data.display import shorten, visible
 from simcse_train.data.files import require_utf8
 from simcse_train.errors import InputError, ProcessLost, SaveError, Stopped, TrainingError
+from simcse_train.training.stopping import StopRequests
 from simcse_train.version import __version__
 
 DONE, FAILED, WRONG_INPUT, SIGNALLED = 0, 1, 2, 128
@@ -184,9 +185,11 @@ def main() -> NoReturn:
                     f"{before} is followed by an empty argument, as of a shell variable that is not set. Write its "
                     "value, or leave it out."
                 )
-        sys.exit(app(standalone_mode=False) or DONE)
-    except (typer.Abort, KeyboardInterrupt):
-        _exit("Stopped.", SIGNALLED + signal.SIGINT)
+        with StopRequests():  # every command, not only training, removes what it has half-written
+            sys.exit(app(standalone_mode=False) or DONE)
+    except (typer.Abort, KeyboardInterrupt) as error:
+        interrupt = error.__cause__ if isinstance(error, typer.Abort) else error
+        _exit("Stopped.", SIGNALLED + getattr(interrupt, "signal_number", signal.SIGINT))
     except InputError as error:
         _exit(str(error), WRONG_INPUT)
     except Stopped as error:

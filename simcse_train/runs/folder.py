@@ -124,13 +124,13 @@ def _is_leftover(path: Path) -> bool:
     return path.name == LOCK or (path.name.startswith(".") and path.name.endswith(PARTIAL))
 
 
-def remove_unused(run: Path) -> None:
-    """Remove the folder of a run that never began."""
+def remove_unused(run: Path, *, is_own: bool) -> None:
+    """Empty the folder of a run that never began; remove it if it `is_own`, made for that run."""
     with contextlib.suppress(OSError):  # an error about this folder is already being reported
         for path in [run / name for name in (STANDARD_INPUT, CONFIG, LOCK)] + list(run.glob(f".*{PARTIAL}")):
             path.unlink(missing_ok=True)
         shutil.rmtree(run / START, ignore_errors=True)
-        if not any(run.iterdir()):
+        if is_own and not any(run.iterdir()):
             run.rmdir()
 
 

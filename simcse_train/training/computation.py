@@ -17,6 +17,7 @@ from simcse_train.encoders.acceptance import obstacle, use_flash, use_fused_laye
 from simcse_train.encoders.compiled.library import compile_meanwhile, library
 from simcse_train.encoders.encoder import Encoder
 from simcse_train.errors import InputError
+from simcse_train.training.optimizer import release_embedding_gradient
 from simcse_train.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -57,15 +58,13 @@ def choose_kernels(encoder: Encoder, config: TrainConfig, before: str = "") -> s
 
     `before` is what this function returned when the run began, if it is resumed. One line says where they do not fit.
     """
-    encoder.flash = None  # an encoder that was given may have been trained before
-    fusion.separate_layers(encoder.model)
+    _compute_as_loaded(encoder)  # an encoder that was given may compute in another way
     if encoder.device.type == "cuda":
         return _choose_for_gpu(encoder, config, before)
     accepted = before.partition(" ")[0]
     reason = use_kernels(encoder, config.precision, accepted) if config.kernels == "auto" else "off"
     if not reason:
         return f"{library().name} on {torch.get_num_threads()} threads"
-    encoder.stack = None
     if config.kernels == "auto" and config.device == "cpu":
         logger.info(f"Training without compiled kernels: {reason}.")
     return "off"
@@ -87,6 +86,19 @@ def _choose_for_gpu(encoder: Encoder, config: TrainConfig, before: str) -> str:
         else:
             chosen.append(fusion.NAME)
     return " + ".join(chosen) or "off"
+
+
+def release(encoder: Encoder) -> None:
+    """Undo what a training has set on an encoder, so that it can be used, and trained by other programs."""
+    encoder.eval()
+    encoder.head = None
+    _compute_as_loaded(encoder)
+    release_embedding_gradient(encoder.model)
+
+
+def _compute_as_loaded(encoder: Encoder) -> None:
+    encoder.stack = encoder.flash = None
+    fusion.separate_layers(encoder.model)
 
 
 def versions() -> dict[str, str]:

@@ -7,13 +7,11 @@ from typing import Any
 
 from simcse_train import distributed
 from simcse_train.config import TrainConfig, option
-from simcse_train.data.corpus import Corpus
-from simcse_train.data.pairs import Pair, fingerprint
-from simcse_train.data.training_pairs import TrainingPairs
 from simcse_train.encoders.encoder import Encoder
 from simcse_train.errors import InputError
 from simcse_train.search.embeddings import encoder_fingerprint
 from simcse_train.training.computation import versions
+from simcse_train.training.texts import Texts
 
 # Their content is compared, since they may have different places on different machines.
 PATHS = {"data", "pairs", "eval", "output", "model"}
@@ -25,21 +23,14 @@ def require_equal_settings(config: TrainConfig) -> None:
     _require_equal({**settings, "--data -": "-" in config.data, **versions()})
 
 
-def require_equal_data(
-    config: TrainConfig,
-    encoder: Encoder,
-    corpus: Corpus | None,
-    training_pairs: TrainingPairs | None,
-    pairs: list[Pair] | None,
-) -> None:
+def require_equal_data(config: TrainConfig, encoder: Encoder, texts: Texts) -> None:
     """Raise `InputError` if the processes have read different texts or pairs, or loaded different encoders."""
     if distributed.world_size() == 1:
         return
+    names = ("the content of --data", "the content of --pairs", "the content of --eval")
     _require_equal(
         {
-            "the content of --data": corpus and corpus.fingerprint,
-            "the content of --pairs": training_pairs and training_pairs.fingerprint,
-            "the content of --eval": fingerprint(pairs),
+            **dict(zip(names, texts.fingerprints, strict=True)),
             "the weights of the encoder": encoder_fingerprint(encoder),
             "its tokenizer": encoder.tokenizer.fingerprint(),
             "its batches": encoder.batches,
@@ -57,8 +48,11 @@ def require_equal_kernels(kernels: str) -> None:
 def _require_equal(facts: Mapping[str, Any]) -> None:
     first, *others = distributed.collect(dict(facts))
     for number, other in enumerate(others, start=1):
+        names = [*first, *(name for name in other if name not in first)]  # another version may have other settings
         differ = [
-            f"{name} {_shown(other[name])}, not {_shown(first[name])}" for name in first if other[name] != first[name]
+            f"{name} {_shown(other.get(name))}, not {_shown(first.get(name))}"
+            for name in names
+            if other.get(name) != first.get(name)
         ]
         if differ:
             raise InputError(

@@ -21,12 +21,9 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from simcse_train import distributed
-from simcse_train.config import TrainConfig
+from simcse_train.config import TrainConfig, objective_setting
 from simcse_train.data.batches import Batch
-from simcse_train.data.corpus import Corpus
 from simcse_train.data.order import LATEST
-from simcse_train.data.pairs import Pair, fingerprint
-from simcse_train.data.training_pairs import TrainingPairs
 from simcse_train.encoders.encoder import Encoder
 from simcse_train.errors import InputError, Stopped, TrainingError
 from simcse_train.objectives.infonce import InfoNCE
@@ -48,6 +45,7 @@ from simcse_train.training.readback import Readback
 from simcse_train.training.step import forward_backward
 from simcse_train.training.stopping import StopRequests
 from simcse_train.training.teachers import Teachers
+from simcse_train.training.texts import Texts
 
 logger = logging.getLogger(__name__)
 
@@ -60,9 +58,7 @@ class Trainer:
         run: Path,
         config: TrainConfig,
         encoder: Encoder,
-        corpus: Corpus | None,
-        training_pairs: TrainingPairs | None,
-        pairs: list[Pair] | None,
+        texts: Texts,
         order_version: int = LATEST,
         kernels: str = "",
         before: Before | None = None,
@@ -72,8 +68,7 @@ class Trainer:
         `order_version` and `kernels` are those of the checkpoint from which a run goes on; `before` is what a new run
         knows already.
         """
-        self.run, self.config, self.corpus, self.pairs = run, config, corpus, pairs
-        self.training_pairs = training_pairs
+        self.run, self.config, self.texts = run, config, texts
         self.accelerator = _accelerator(config)
         self.encoder = encoder.to(self.accelerator.device)
         for name, parameter in encoder.named_parameters():
@@ -94,7 +89,7 @@ class Trainer:
         self.start: str | None = weights_fingerprint(encoder)  # of the encoder before training
         source = encoder.source or config.model
         self.source = absolute(source) if Path(source).expanduser().is_dir() else source
-        self.monitor = Monitor(run, config, encoder, self.batches.measured(), pairs, self.total, before)
+        self.monitor = Monitor(run, config, encoder, self.batches.measured(), texts.labelled_pairs, self.total, before)
         self._saved_at = time.monotonic()
         # On a GPU a step that is not finite is found one step later, so that the CPU can prepare the next meanwhile.
         self.reads_late = self.accelerator.device.type == "cuda"
@@ -102,7 +97,7 @@ class Trainer:
         self._last: tuple[Readback, Batch] | None = None  # of the last step taken
 
     def fit(self, stop: StopRequests) -> None:
-        """Train to the last step; then the encoder is without its head. Raises `Stopped` after a signal's step."""
+        """Train to the last step; raises `Stopped` after a signal's step."""
         stop.begun = True
         if self.step == 0:
             self.monitor.measure(self.step)
@@ -133,8 +128,6 @@ class Trainer:
         if self.step < self.total:  # a checkpoint of this step may be that of an abandoned run
             self.save()
         self.monitor.close()
-        self.encoder.eval()
-        self.encoder.head = None  # an encoder that was given is one again, and the head is in the checkpoint
 
     def train_step(self, batch: Batch, rate: float) -> Readback:
         """Take one optimiser step and return its loss.
@@ -205,21 +198,22 @@ class Trainer:
         """Return what a checkpoint of the present step has to hold besides tensors."""
         best = self.monitor.best
         scaler = self.accelerator.scaler
+        of_text, of_training_pairs, of_labelled_pairs = self.texts.fingerprints
         return State(
             step=self.step,
             best_step=best.step if best else None,
             best_score=best.score if best else None,
             without_improvement=self.monitor.without_improvement,
-            corpus=self.corpus.fingerprint if self.corpus is not None else None,
+            corpus=of_text,
             sentences=self.batches.sentences,
             steps=self.total,
             settings=self.config.model_dump(),
             base_model=Path(self.source).name,
             scaler=scaler.state_dict() if scaler is not None and scaler.is_enabled() else None,
             versions=computation(self.encoder, self.kernels),
-            pairs=fingerprint(self.pairs),
-            training_pairs=self.training_pairs.fingerprint if self.training_pairs is not None else None,
-            counts=asdict(self.corpus.counts) if self.corpus is not None else None,
+            pairs=of_labelled_pairs,
+            training_pairs=of_training_pairs,
+            counts=asdict(self.texts.corpus.counts) if self.texts.corpus is not None else None,
             processes=distributed.world_size(),
             order=self.batches.order_version,
             start=self.start,
@@ -231,10 +225,10 @@ class Trainer:
 
     def seen(self, step: int) -> Seen | None:
         """Return the held-out sentences as the encoders before training and of the best `step` see them, if known."""
-        spaces = self.monitor.spaces(step)
-        if self.corpus is None or spaces is None or not len(self.batches.held_out):
+        spaces, corpus = self.monitor.spaces(step), self.texts.corpus
+        if corpus is None or spaces is None or not len(self.batches.held_out):
             return None
-        return Seen(self.corpus.counts, self.corpus.texts(self.batches.held_out), spaces)
+        return Seen(corpus.counts, corpus.texts(self.batches.held_out), spaces)
 
     def restore(self, checkpoint: Path, state: State) -> None:
         """Continue from the state of a checkpoint; raises `InputError` if it does not fit the settings."""

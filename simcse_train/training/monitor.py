@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from simcse_train import distributed
-from simcse_train.config import TrainConfig
+from simcse_train.config import TrainConfig, objective_setting
 from simcse_train.data.batches import Batches
 from simcse_train.data.pairs import Pair
 from simcse_train.encoders.encoder import Encoder
@@ -99,13 +99,13 @@ class Monitor:
         config: TrainConfig,
         encoder: Encoder,
         measured: Sequence[Sequence[int]],
-        pairs: list[Pair] | None,
+        labelled_pairs: list[Pair] | None,
         total: int,
         before: Before | None = None,
     ) -> None:
         """Measure `measured`, token ids of sentences; `before` is what is known of step 0."""
-        self.run, self.config, self.encoder, self.pairs, self.total = run, config, encoder, pairs, total
-        self.measured, self._known = measured, before
+        self.run, self.config, self.encoder, self.total = run, config, encoder, total
+        self.measured, self.labelled_pairs, self._known = measured, labelled_pairs, before
         self.best: Best | None = None
         self.without_improvement = 0  # evaluations in a row
         self._before: dict[str, Any] = {}  # what was measured at step 0
@@ -167,7 +167,7 @@ class Monitor:
                 f"Step {step}: the embeddings of the held-out sentences are not finite. {last_saved(self.run)} Try a "
                 "lower --learning-rate, a higher --temperature, or --precision fp32."
             )
-        score = similarity_score(self.encoder, self.pairs) if self.pairs is not None else None
+        score = similarity_score(self.encoder, self.labelled_pairs) if self.labelled_pairs is not None else None
         if not self._is_main:
             return False
         nearest = nearest_rows(space.embeddings)
@@ -189,7 +189,7 @@ class Monitor:
             record["tuned"] = known.diagnosis.is_tuned
         if step == 0:
             self._before = record
-            if self.config.patience is not None and self.pairs is None and len(self.measured) < FEWEST:
+            if self.config.patience is not None and self.labelled_pairs is None and len(self.measured) < FEWEST:
                 logger.warning(
                     f"--patience {self.config.patience} can hardly end this run: without --eval, {len(self.measured)} "
                     f"sentences are too few to see whether it improves ({FEWEST} are needed); only two views of a "
@@ -200,7 +200,8 @@ class Monitor:
         if improved:
             self._spaces = {measured: kept for measured, kept in self._spaces.items() if measured == 0} | {step: space}
         loss = f"loss {record['loss']:.4f}  " if "loss" in record else ""
-        logger.info(f"step {step:>6}  {loss}{describe(record)}" + ("  best so far" if improved and self.pairs else ""))
+        best = "  best so far" if improved and self.labelled_pairs else ""
+        logger.info(f"step {step:>6}  {loss}{describe(record)}{best}")
         return improved and step > 0
 
     @property
@@ -263,7 +264,7 @@ class Monitor:
 
     def _choose(self, step: int, record: dict[str, Any]) -> bool:
         """Update the best step; warn at the first measurement that shows harm. Return whether this step is the best."""
-        if self.pairs is not None:
+        if self.labelled_pairs is not None:
             score = record["score"]  # None where all cosines are equal: the encoder has collapsed
             improved = score is not None and (self.best is None or self.best.score is None or score > self.best.score)
             if score is None:

@@ -59,6 +59,13 @@ def keep_embedding_gradient(model: PreTrainedModel) -> None:
         embeddings.weight.grad = torch.zeros_like(embeddings.weight)
 
 
+def release_embedding_gradient(model: PreTrainedModel) -> None:
+    """Undo `keep_embedding_gradient`: torch's own optimisers do not take a sparse gradient."""
+    embeddings = input_embeddings(model)
+    if embeddings is not None:
+        embeddings.sparse, embeddings.weight.grad = False, None
+
+
 def clear_gradients(model: nn.Module) -> None:
     """Zero the gradients: in place for embeddings that keep theirs, by dropping them for all other parameters."""
     kept = {m.weight for m in model.modules() if isinstance(m, nn.Embedding) and m.sparse}

@@ -8,13 +8,11 @@ from pathlib import Path
 import torch
 
 from simcse_train import distributed, launcher
-from simcse_train.config import STARTER, TrainConfig, choices, default_of, option
+from simcse_train.config import STARTER, TrainConfig, choices, objective_setting, option
 from simcse_train.data import hub
 from simcse_train.data.batches import Batches, held_out_sentences
-from simcse_train.data.corpus import Corpus
 from simcse_train.data.files import require_utf8
 from simcse_train.data.order import LATEST
-from simcse_train.data.training_pairs import TrainingPairs
 from simcse_train.data.views import Repetition
 from simcse_train.encoders.encoder import Encoder, dropout_settings
 from simcse_train.encoders.probing import is_deterministic, is_repeatable
@@ -22,6 +20,7 @@ from simcse_train.errors import InputError
 from simcse_train.evaluation.diagnosis import Diagnosis, recommend, recommend_for_pairs
 from simcse_train.runs.folder import check_space, keep_standard_input
 from simcse_train.training.optimizer import peak_rate
+from simcse_train.training.texts import Texts
 
 FEWEST_STEPS = 40  # of a run on pairs alone: 200 pairs are four batches, and one pass through them changes nothing
 
@@ -77,7 +76,6 @@ def resolve(config: TrainConfig, encoder: Encoder, run: Path) -> TrainConfig:
             "projection": {"auto": "on" if encoder.pooling == "cls" else "off"}.get(
                 config.projection, config.projection
             ),
-            "learning_rate": config.learning_rate if config.objective == "auto" else peak_rate(config),
             "device": device,
             "precision": find_precision(config.precision, device, encoder.float32_only),
         }
@@ -148,22 +146,16 @@ def choose_epochs(config: TrainConfig, batches: Batches) -> TrainConfig:
     return config.model_copy(update={"epochs": 1 if config.data else math.ceil(FEWEST_STEPS / batches.per_epoch)})
 
 
-def make_batches(
-    config: TrainConfig,
-    encoder: Encoder,
-    corpus: Corpus | None,
-    training_pairs: TrainingPairs | None,
-    order_version: int = LATEST,
-) -> Batches:
+def make_batches(config: TrainConfig, encoder: Encoder, texts: Texts, order_version: int = LATEST) -> Batches:
     """Return the batches of a run over a text, training pairs, or both."""
-    tokenizer = encoder.tokenizer
+    tokenizer, corpus = encoder.tokenizer, texts.corpus
     return Batches(
         corpus,
         held_out_sentences(len(corpus) if corpus is not None else 0),
         config.batch_size,
         config.seed,
         encoder.device,
-        training_pairs,
+        texts.training_pairs,
         Repetition(tokenizer.opening, tokenizer.closing, config.max_length) if config.view == "repetition" else None,
         order_version=order_version,
     )

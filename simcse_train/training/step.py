@@ -125,6 +125,7 @@ def sum_gradients(encoder: Encoder, tokens: Tensor) -> None:
     has = torch.tensor([float(p.grad is not None) for p in trained], device=encoder.device)
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
     table = input_embeddings(encoder.model)
+    # Padding may have a gradient, too, where a model does not mask it.
     seen = torch.cat([tokens, tokens.new_tensor([encoder.tokenizer.padding_id])]).unique()
     moved = [g[seen] if table is not None and p is table.weight else g for p, g in zip(trained, gradients, strict=True)]
     distributed.sum_in_place([has, *moved])

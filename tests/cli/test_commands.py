@@ -22,7 +22,7 @@ from simcse_train.encoders.loading import load_encoder
 from simcse_train.errors import InputError
 from simcse_train.runs.checkpoint import load_state
 from simcse_train.runs.folder import checkpoints
-from simcse_train.training import start
+from simcse_train.training import prepare
 from tests.conftest import EXAMPLES
 
 
@@ -325,19 +325,50 @@ def test_standard_input_is_encoded(model: Path, tmp_path: Path) -> None:
     assert np.array_equal(np.load(tmp_path / "rows.npy"), load_encoder(model).encode(["a man", "", "the cat"]))
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_nothing_half_encoded(number: signal.Signals, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "lines.txt").write_text("".join(f"a man with {number} cats\n" for number in range(500_000)))
+    paths = [str(tmp_path / name) for name in ("lines.txt", "out/rows.npy")]
+    (tmp_path / "out").mkdir()
+    with subprocess.Popen(
+        [sys.executable, "-m", "simcse_train", "encode", str(model), *paths],
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
+    ) as process:
+        while process.poll() is None and not list((tmp_path / "out").iterdir()):
+            time.sleep(0.01)
+        process.send_signal(number)
+        said = process.communicate()[1].decode()
+    assert process.returncode == 128 + number
+    assert said.split("\r")[-1].strip().endswith("Stopped.")
+    assert not list((tmp_path / "out").iterdir())
+
+
 def test_standard_input_that_was_read_is_not_lost_with_a_signal(
     text: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = ("--model", model, "--output", tmp_path / "run", "--batch-size", 8, "--max-steps", 2)
     with monkeypatch.context() as patch, text.open("rb") as stream:
         patch.setattr(sys, "stdin", io.TextIOWrapper(stream))
-        patch.setattr(start, "open_texts", lambda *_: signal.raise_signal(signal.SIGTERM))
+        patch.setattr(prepare, "open_texts", lambda *_: signal.raise_signal(signal.SIGTERM))
         assert run("--data", "-", *given) == 143
     assert "To continue: simcse-train --resume" in capsys.readouterr().err
     assert run("--resume", tmp_path / "run") == 0
     assert run("--data", text, *given[:2], "--output", tmp_path / "whole", *given[4:]) == 0
     weights = [load_file(tmp_path / name / "encoder" / "model.safetensors") for name in ("run", "whole")]
     assert all(weights[0][key].equal(weights[1][key]) for key in weights[0])
+
+
+@pytest.mark.parametrize("is_own", [True, False])
+def test_a_run_that_never_began_leaves_the_folders_that_were_there_before(
+    capsys: pytest.CaptureFixture[str], model: Path, tmp_path: Path, is_own: bool
+) -> None:
+    (tmp_path / "blank.txt").write_text("\n\n")
+    if not is_own:
+        (tmp_path / "run").mkdir()
+    refused(capsys, "--data", tmp_path / "blank.txt", "--model", model, "--output", tmp_path / "run")
+    assert (tmp_path / "run").exists() is not is_own
+    assert not list(tmp_path.glob("run/*")) and not list(tmp_path.glob("run/.*"))
 
 
 def test_a_run_is_called_by_its_folder_wherever_the_user_is(

@@ -29,7 +29,7 @@ from simcse_train.runs.folder import CONFIG, LOCK, checkpoints
 from simcse_train.runs.manifest import write_manifest
 from simcse_train.runs.metrics import read_metrics
 from simcse_train.runs.start import keep_start, load_start
-from simcse_train.training import start
+from simcse_train.training import prepare
 from simcse_train.training.texts import open_texts
 from tests.training.test_loop import bits, interrupted_at, settings
 
@@ -91,8 +91,8 @@ def test_a_given_encoder_is_trained_again_after_a_kill_before_the_first_checkpoi
 import os
 from simcse_train import load_encoder, train
 from simcse_train.config import make_config
-from simcse_train.training import start
-start.open_texts = lambda *_: os._exit(9)
+from simcse_train.training import prepare
+prepare.open_texts = lambda *_: os._exit(9)
 train(make_config({settings(text, tiny, killed, max_steps=2).model_dump()!r}), load_encoder({changed!r}))
 """
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 9
@@ -294,6 +294,23 @@ def test_a_given_encoder_encodes_after_its_training_what_the_run_exports(
     load_encoder(tiny).load_state_dict(given.state_dict())
 
 
+@pytest.mark.parametrize("kernels", ["auto", "off"])
+def test_a_given_encoder_can_be_trained_by_other_programs_afterwards(
+    kernels: str, tiny: Path, text: Path, tmp_path: Path
+) -> None:
+    given = load_encoder(tiny)
+    train(settings(text, tiny, tmp_path / "run", max_steps=2, kernels=kernels), given)
+    assert given.stack is None
+    assert all(parameter.grad is None for parameter in given.parameters())
+    optimizer = torch.optim.AdamW(given.parameters())
+    before = {name: value.clone() for name, value in given.named_parameters()}
+    for _ in range(2):
+        given.embed(torch.tensor([2, 5, 3]), torch.tensor([3])).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert not any(torch.equal(value, before[name]) for name, value in given.named_parameters() if "query" in name)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "auto"])
 def test_what_the_caller_has_set_for_torch_does_not_reach_a_training(
     precision: str, tiny: Path, text: Path, tmp_path: Path
@@ -321,8 +338,8 @@ def test_a_second_training_in_the_same_process_is_refused(
             other.submit(train, settings(text, tiny, tmp_path / "other", max_steps=1)).result()
         return open_texts(*_)
 
-    monkeypatch.setattr(start, "open_texts", training_too)
+    monkeypatch.setattr(prepare, "open_texts", training_too)
     train(settings(text, tiny, tmp_path / "run", max_steps=1))
     assert not (tmp_path / "other").exists()
-    monkeypatch.setattr(start, "open_texts", open_texts)
+    monkeypatch.setattr(prepare, "open_texts", open_texts)
     train(settings(text, tiny, tmp_path / "other", max_steps=1))

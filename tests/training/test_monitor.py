@@ -158,7 +158,7 @@ def test_step_0_has_the_measures_by_which_the_objective_is_chosen(
     run = train(settings(text, tiny, tmp_path / "run", max_steps=2, objective=objective)).folder
     encoder = load_encoder(tiny)
     config = load_state(checkpoints(run)[-1]).config()
-    batches = make_batches(config, encoder, *open_texts(config, encoder))
+    batches = make_batches(config, encoder, open_texts(config, encoder))
     assert batches.text is not None
     every = batches.text.tokens(np.arange(len(batches.text)))  # of so short a text
     of_all, of_measured = (

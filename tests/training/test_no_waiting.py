@@ -26,7 +26,7 @@ from simcse_train.objectives.registry import OBJECTIVES, make_objective
 from simcse_train.randomness import seeded
 from simcse_train.runs.folder import checkpoints
 from simcse_train.runs.metrics import read_metrics
-from simcse_train.training.start import _new_trainer
+from simcse_train.training.prepare import new_trainer
 from simcse_train.training.step import forward_backward
 from simcse_train.training.stopping import StopRequests
 
@@ -71,7 +71,7 @@ def test_a_step_that_is_not_finite_is_found_when_it_is_read_late_and_never_saved
         )
         run = tmp_path / str(reads_late)
         run.mkdir()
-        trainer = _new_trainer(run, config)
+        trainer = new_trainer(run, config)
         trainer.reads_late = reads_late
         with pytest.raises(TrainingError, match=r"Step 2: the loss is nan|Step 1: the embeddings") as error:
             trainer.fit(StopRequests())

@@ -71,7 +71,7 @@ def test_a_long_run_of_a_tuned_encoder_takes_smaller_steps(
 ) -> None:
     config = make_config({"data": str(text), "model": model, "batch_size": 8, **changes})
     encoder = load_encoder(tiny if model == "tiny" else model)
-    batches = make_batches(config, encoder, *open_texts(config, encoder))
+    batches = make_batches(config, encoder, open_texts(config, encoder))
     chosen, line = choose_objective(
         config, diagnose(embed_rows(encoder, batches.measured()), for_sentences=False), batches
     )
@@ -203,7 +203,7 @@ def test_a_quantile_that_was_given_for_pairs_alone_is_not_replaced_by_the_recomm
     encoder = load_encoder(tiny)
     tuned_on_narrow_text = Diagnosis(uniformity=-3, mean_cosine=0.2, hardest_negative=0.6, cluster_agreement=0.1)
     chosen, line = choose_objective(
-        config, tuned_on_narrow_text, make_batches(config, encoder, *open_texts(config, encoder))
+        config, tuned_on_narrow_text, make_batches(config, encoder, open_texts(config, encoder))
     )
     assert chosen.mask_similar == expected
     assert f"--mask-similar {expected}" in line
