@@ -10,16 +10,21 @@ import contextlib
 import fnmatch
 import functools
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
 
 from simcse_train.data.source import has_text_ending
 from simcse_train.errors import InputError
 
 PREFIX = "hf://"
 FORM = "hf://datasets/OWNER/NAME, hf://datasets/OWNER/NAME@REVISION or hf://datasets/OWNER/NAME/data/*.parquet"
-TRAINING = "train"  # how the name of a file or folder of this split begins
+# How the name of a file or folder of the training split begins; `trained.json` and `training_notes.txt` are none.
+TRAINING = re.compile(r"train(?:[\W\d_]|$)|training(?:\.|[-_]?\d|$)")
+# Revisions with a slash that may be written as they are; of others it is written %2F (as in HfFileSystem).
+SPECIAL_REVISION = re.compile(r"refs/(?:convert/[\w.-]+|pr/\d+)(?=/|$)")
 SECONDS = 5.0  # for the hub to answer
 
 logger = logging.getLogger(__name__)
@@ -70,7 +75,7 @@ def select(names: Sequence[str], pattern: str | None) -> list[str]:
         return sorted(name for name in names if fnmatch.fnmatchcase(name, pattern))
     parts = {name: PurePosixPath(name).parts for name in sorted(names) if has_text_ending(Path(name))}
     texts = [name for name in parts if not any(part.startswith(".") for part in parts[name])]
-    return [name for name in texts if any(part.startswith(TRAINING) for part in parts[name])] or texts
+    return [name for name in texts if any(map(TRAINING.match, parts[name]))] or texts
 
 
 def _select_some(names: Sequence[str], pattern: str | None, holder: str) -> list[str]:
@@ -85,11 +90,17 @@ def _parse(entry: str, option: str) -> tuple[str, str | None, str | None]:
     if option != "--data":
         raise InputError(f"{option} {entry}: only --data takes a text of the hub. Download it, and name the file.")
     kind, _, rest = entry.removeprefix(PREFIX).partition("/")
-    owner, name, pattern = (*rest.split("/", 2), "", "")[:3]
-    name, _, revision = name.partition("@")
+    owner, _, rest = rest.partition("/")
+    name, _, pattern = rest.partition("/")
+    revision = ""
+    if "@" in name:
+        name, _, after = rest.partition("@")
+        special = SPECIAL_REVISION.match(after)
+        revision = special[0] if special else after.partition("/")[0]
+        pattern = after.removeprefix(revision).removeprefix("/")
     if kind != "datasets" or not owner or not name:
         raise InputError(f"{option} {entry} is not how a text on the Hugging Face hub is named. Give {FORM}.")
-    return f"{owner}/{name}", revision or None, pattern or None
+    return f"{owner}/{name}", unquote(revision) or None, pattern or None
 
 
 def _fetch(entry: str, option: str, name: str, revision: str | None, files: list[str]) -> Path:

@@ -14,10 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from huggingface_hub import parse_hf_uri
 
 from simcse_train.config import make_config
 from simcse_train.config_file import read_settings
-from simcse_train.data.hub import select
+from simcse_train.data.hub import _parse, select
 
 REVISION = "a" * 40
 LINES = [f"a man plays the guitar {number}" for number in range(20)]
@@ -144,9 +145,41 @@ def test_a_text_on_the_hub_is_trained_on_and_the_run_goes_on_without_it(tiny: Pa
         (["train.csv", "test.csv"], "test*", ["test.csv"]),
         (["en/a.txt", "de/a.txt"], "de/*", ["de/a.txt"]),
         (["README.md"], None, []),
+        (["train-00000-of-00001.parquet", "trained.json"], None, ["train-00000-of-00001.parquet"]),
+        (["train.jsonl", "training_notes.txt", "trainer.csv"], None, ["train.jsonl"]),
+        (["train1.csv", "train_2.csv", "test.csv"], None, ["train1.csv", "train_2.csv"]),
+        (["en/train/x.parquet", "en/test/x.parquet"], None, ["en/train/x.parquet"]),
+        (["training.csv", "test.csv"], None, ["training.csv"]),
+        (["training/a.txt", "testing/a.txt"], None, ["training/a.txt"]),
+        (["my_dataset_train.csv", "b.csv"], None, ["b.csv", "my_dataset_train.csv"]),
     ],
 )
 def test_the_training_part_is_read_unless_a_pattern_names_other_files(
     names: list[str], pattern: str | None, chosen: list[str]
 ) -> None:
     assert select(names, pattern) == chosen
+
+
+@pytest.mark.parametrize(
+    ("after_name", "revision", "pattern"),
+    [
+        ("", None, None),
+        ("/data/*.csv", None, "data/*.csv"),
+        ("/a@b.csv", None, "a@b.csv"),
+        ("@v1", "v1", None),
+        ("@v1/data/a@b.csv", "v1", "data/a@b.csv"),
+        ("@refs/convert/parquet", "refs/convert/parquet", None),
+        ("@refs/convert/parquet/default/train/*.parquet", "refs/convert/parquet", "default/train/*.parquet"),
+        ("@refs%2Fconvert%2Fparquet/default/*", "refs/convert/parquet", "default/*"),
+        ("@refs/pr/12/a.txt", "refs/pr/12", "a.txt"),
+        ("@feature%2Fnew/a.txt", "feature/new", "a.txt"),
+        ("@refs/other", "refs", "other"),
+    ],
+)
+def test_a_revision_is_read_as_the_hubs_own_file_system_reads_it(
+    after_name: str, revision: str | None, pattern: str | None
+) -> None:
+    entry = f"hf://datasets/someone/tiny{after_name}"
+    assert _parse(entry, "--data") == ("someone/tiny", revision, pattern)
+    parsed = parse_hf_uri(entry)
+    assert (parsed.id, parsed.revision, parsed.path_in_repo or None) == ("someone/tiny", revision, pattern)
