@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
-import functools
 import logging
 import re
 from collections.abc import Sequence
@@ -38,31 +37,42 @@ class Download:
     files: tuple[Path, ...]
 
 
-@functools.cache  # a process looks for its files several times
+_found: dict[str, Download] = {}  # by the name given and the lasting one: a process looks for its files several times
+
+
 def download(entry: str, option: str = "--data") -> Download:
     """Return the files of text behind a name on the hub, downloaded.
 
     Of several splits only the training part is taken, unless a pattern names others. Where the hub can't be asked, what
     was downloaded before will do. Raises `InputError` if there is no such text.
     """
+    if option != "--data":
+        raise InputError(f"{option} {entry}: only --data takes a text of the hub. Download it, and name the file.")
+    if entry not in _found:
+        _found[entry] = found = _download(entry)
+        _found[found.name] = found
+    return _found[entry]
+
+
+def _download(entry: str) -> Download:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
-    name, revision, pattern = _parse(entry, option)
+    name, revision, pattern = _parse(entry)
     try:
         found = HfApi().dataset_info(name, revision=revision, timeout=SECONDS)
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         what = f"revision {revision}" if isinstance(error, RevisionNotFoundError) else "data set"
         raise InputError(
-            f"{option} {entry}: the hub has no such {what}, or only shows it after `hf auth login`. Check the name."
+            f"--data {entry}: the hub has no such {what}, or only shows it after `hf auth login`. Check the name."
         ) from None
     except Exception as error:  # whatever keeps the hub from answering: no network, a proxy, offline mode
-        folder, names = _downloaded_before(entry, option, name, revision, _reason(error))
-        chosen = _select_some(names, pattern, f"{option} {entry}: what was downloaded before of {name}")
+        folder, names = _downloaded_before(entry, name, revision, _reason(error))
+        chosen = _select_some(names, pattern, f"--data {entry}: what was downloaded before of {name}")
     else:
         names = [file.rfilename for file in found.siblings or []]
-        chosen = _select_some(names, pattern, f"{option} {entry}: the data set {name}")
-        folder = _fetch(entry, option, name, revision, chosen)
+        chosen = _select_some(names, pattern, f"--data {entry}: the data set {name}")
+        folder = _fetch(entry, name, revision, chosen)
     number = f"{len(chosen)} files, such as " if len(chosen) > 1 else ""
     logger.info(f"{entry}: {number}{chosen[0]}.")
     pinned = f"{PREFIX}datasets/{name}@{folder.name}" + (f"/{pattern}" if pattern else "")
@@ -85,10 +95,8 @@ def _select_some(names: Sequence[str], pattern: str | None, holder: str) -> list
     raise InputError(f"{holder} holds {wanted}. Give {FORM}.")
 
 
-def _parse(entry: str, option: str) -> tuple[str, str | None, str | None]:
+def _parse(entry: str) -> tuple[str, str | None, str | None]:
     """Return the name of a data set, its revision and the pattern of its files."""
-    if option != "--data":
-        raise InputError(f"{option} {entry}: only --data takes a text of the hub. Download it, and name the file.")
     kind, _, rest = entry.removeprefix(PREFIX).partition("/")
     owner, _, rest = rest.partition("/")
     name, _, pattern = rest.partition("/")
@@ -99,11 +107,11 @@ def _parse(entry: str, option: str) -> tuple[str, str | None, str | None]:
         revision = special[0] if special else after.partition("/")[0]
         pattern = after.removeprefix(revision).removeprefix("/")
     if kind != "datasets" or not owner or not name:
-        raise InputError(f"{option} {entry} is not how a text on the Hugging Face hub is named. Give {FORM}.")
+        raise InputError(f"--data {entry} is not how a text on the Hugging Face hub is named. Give {FORM}.")
     return f"{owner}/{name}", unquote(revision) or None, pattern or None
 
 
-def _fetch(entry: str, option: str, name: str, revision: str | None, files: list[str]) -> Path:
+def _fetch(entry: str, name: str, revision: str | None, files: list[str]) -> Path:
     """Download files of a data set; return the folder that they are in."""
     from huggingface_hub import snapshot_download
 
@@ -111,12 +119,12 @@ def _fetch(entry: str, option: str, name: str, revision: str | None, files: list
         return Path(snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=files))
     except Exception as error:  # of the network, the hub, or the disk
         raise InputError(
-            f"{option} {entry} can't be downloaded ({_reason(error)}). Run again to continue the download, or download "
+            f"--data {entry} can't be downloaded ({_reason(error)}). Run again to continue the download, or download "
             "it elsewhere and name the folder."
         ) from None
 
 
-def _downloaded_before(entry: str, option: str, name: str, revision: str | None, reason: str) -> tuple[Path, list[str]]:
+def _downloaded_before(entry: str, name: str, revision: str | None, reason: str) -> tuple[Path, list[str]]:
     """Return the folder and the files of an earlier download, since the hub can't be asked."""
     from huggingface_hub import CacheNotFound, scan_cache_dir
 
@@ -130,7 +138,7 @@ def _downloaded_before(entry: str, option: str, name: str, revision: str | None,
                     logger.warning(f"{entry}: the hub can't be asked ({reason}). Using what was downloaded before.")
                     return found.snapshot_path, files
     raise InputError(
-        f"{option} {entry}: the hub can't be asked ({reason}), and this text was not downloaded before. Go online, or "
+        f"--data {entry}: the hub can't be asked ({reason}), and this text was not downloaded before. Go online, or "
         "download it elsewhere and name the folder."
     )
 

@@ -12,13 +12,15 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from huggingface_hub import parse_hf_uri
+from huggingface_hub import HfApi, parse_hf_uri
 
 from simcse_train.config import make_config
 from simcse_train.config_file import read_settings
-from simcse_train.data.hub import _parse, select
+from simcse_train.data.hub import _parse, download, select
+from simcse_train.errors import InputError
 
 REVISION = "a" * 40
 LINES = [f"a man plays the guitar {number}" for number in range(20)]
@@ -94,6 +96,7 @@ def test_a_text_on_the_hub_is_trained_on_and_the_run_goes_on_without_it(tiny: Pa
         first = simcse_train(endpoint, tmp_path / "home", "--data", "hf://datasets/someone/tiny", *settings)
         assert first.returncode == 0, first.stderr
         assert "hf://datasets/someone/tiny: 2 files, such as data/train-0.txt." in first.stdout + first.stderr
+        assert (first.stdout + first.stderr).count(": 2 files, such as ") == 1
         assert "Text: 20 lines" in first.stdout + first.stderr  # the test part is left out
         for name, message in (
             ("hf://datasets/someone/none", "--data hf://datasets/someone/none: the hub has no such data set, or only "),
@@ -180,6 +183,28 @@ def test_a_revision_is_read_as_the_hubs_own_file_system_reads_it(
     after_name: str, revision: str | None, pattern: str | None
 ) -> None:
     entry = f"hf://datasets/someone/tiny{after_name}"
-    assert _parse(entry, "--data") == ("someone/tiny", revision, pattern)
+    assert _parse(entry) == ("someone/tiny", revision, pattern)
     parsed = parse_hf_uri(entry)
     assert (parsed.id, parsed.revision, parsed.path_in_repo or None) == ("someone/tiny", revision, pattern)
+
+
+def test_the_hub_is_asked_once_for_a_text_and_for_its_lasting_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked: list[str] = []
+
+    def dataset_info(self: HfApi, name: str, **settings: object) -> SimpleNamespace:
+        asked.append(name)
+        return SimpleNamespace(siblings=[SimpleNamespace(rfilename="a.txt")])
+
+    monkeypatch.setattr(HfApi, "dataset_info", dataset_info)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **settings: str(tmp_path / REVISION))
+    with caplog.at_level("INFO"):
+        found = download("hf://datasets/someone/asked-once", "--data")
+        assert download("hf://datasets/someone/asked-once") is found
+        assert download(found.name) is found
+    assert found.name == f"hf://datasets/someone/asked-once@{REVISION}"
+    assert asked == ["someone/asked-once"]
+    assert caplog.messages == ["hf://datasets/someone/asked-once: a.txt."]
+    with pytest.raises(InputError, match="^--eval hf://datasets/someone/asked-once: only --data takes a text of the"):
+        download("hf://datasets/someone/asked-once", "--eval")
