@@ -18,11 +18,11 @@ ARROW_FILE = b"ARROW1\0\0"
 ARROW_STREAM = b"\xff\xff\xff\xff"
 
 
-def columnar_kind(head: bytes, ending: str) -> str | None:
-    """Return parquet or arrow if the first bytes of a file say so, or its name where they say nothing; else None."""
-    if head.startswith(PARQUET) or ending in (".parquet", ".pq"):
+def columnar_kind(head: bytes, named: str | None) -> str | None:
+    """Return parquet or arrow if the first bytes of a file say so, or its name (`Source.kind`); else None."""
+    if head.startswith(PARQUET) or named == "parquet":
         return "parquet"
-    is_arrow = head.startswith((ARROW_FILE, ARROW_STREAM)) or ending in (".arrow", ".feather", ".ipc")
+    is_arrow = head.startswith((ARROW_FILE, ARROW_STREAM)) or named == "arrow"
     return "arrow" if is_arrow else None
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from simcse_train.data import hub
-from simcse_train.data.source import COMPRESSED, FORMATS, has_text_ending
+from simcse_train.data.source import COMPRESSED, KINDS, has_text_ending
 from simcse_train.errors import InputError
 
 # What `datasets.save_to_disk` writes: into the folder of one data set, and above the folders of its splits.
@@ -37,7 +37,7 @@ def find_files(data: Iterable[str], option: str = "--data") -> list[Path]:
         try:
             if path.is_dir():
                 files = _in_folder(path, option)
-                endings = " ".join([*FORMATS, *COMPRESSED])
+                endings = " ".join([*KINDS, *COMPRESSED])
                 hint = f"there is no text file in that folder (known endings: {endings})"
             elif path.exists():
                 files, hint = [path], ""

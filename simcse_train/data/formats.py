@@ -37,7 +37,7 @@ def open_texts(raw: BinaryIO, source: Source) -> Iterator[Records | Text]:
 def _open_table_or_text(stream: BinaryIO, source: Source) -> Records | Text:
     head = stream.read(HEAD)
     stream.seek(0)
-    kind = columnar_kind(head, source.ending)
+    kind = columnar_kind(head, source.kind)
     if kind is not None:
         return open_columnar(stream, kind, source)
     text = open_text(stream, source)

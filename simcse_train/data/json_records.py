@@ -27,10 +27,10 @@ def json_shape(text: Text) -> str | None:
     """
     start = text.start.lstrip()
     first = start.split("\n", 1)[0].strip()
-    if text.source.ending in (".jsonl", ".ndjson", ".jl"):
+    if text.source.kind == "json lines":
         broken_first_line = re.match(r"\[\s*(\{|$)", first) and _value(first) is None
         return "array" if broken_first_line and len(first) < 2 + PEEK else "lines"
-    if text.source.ending == ".json":
+    if text.source.kind == "json":
         if start.startswith("["):
             return "array"
         return "lines" if _is_lines(start, text.complete) or not start else "document"

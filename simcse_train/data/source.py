@@ -10,7 +10,23 @@ from simcse_train.errors import InputError
 
 # The part of a name that says how a file was compressed.
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
-FORMATS = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".arrow")
+# What the content of a file is, as the rest of its name says; a folder, an archive or a data set is searched for these.
+KINDS = {
+    ".txt": "lines",
+    ".csv": "csv",
+    ".psv": "csv",
+    ".tsv": "tsv",
+    ".tab": "tsv",
+    ".json": "json",
+    ".jsonl": "json lines",
+    ".ndjson": "json lines",
+    ".jl": "json lines",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+    ".ipc": "arrow",
+}
 
 
 @dataclass(frozen=True)
@@ -24,6 +40,11 @@ class Source:
     encoding: str | None = None
     label_column: str | None = None
     fallback_encoding: str | None = None  # of a file that is not UTF-8: the one that the user named for other files
+
+    @property
+    def kind(self) -> str | None:
+        """What the content is as the name says; None if it says nothing."""
+        return KINDS.get(self.ending)
 
     @property
     def columns(self) -> list[str]:
@@ -64,4 +85,4 @@ def inner_ending(path: Path) -> str:
 
 def has_text_ending(path: Path) -> bool:
     """Say whether the name of a file is that of a text or a table."""
-    return inner_ending(path) in FORMATS or (path.suffix.lower() == ".zip" and not path.name.startswith("."))
+    return inner_ending(path) in KINDS or (path.suffix.lower() == ".zip" and not path.name.startswith("."))

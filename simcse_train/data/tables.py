@@ -48,7 +48,7 @@ def open_table(text: Text, *, ragged: bool = False) -> Records:
     csv.field_size_limit(2**31 - 1)
     source = text.source
     lines, peeked, complete, fixed = _peek_lines(text.lines())
-    dialect = find_dialect(peeked, complete, source.ending, fixed)
+    dialect = find_dialect(peeked, complete, source.kind, fixed)
     numbered = _sample(peeked, complete, dialect)
     if numbered is None:
         numbered = list(_rows(iter(peeked), dialect, source))  # raises with the line
@@ -99,27 +99,27 @@ def is_table(text: Text) -> bool:
     It is if its ending says so, if all lines have as many tabs, or if its first line holds names and the others as many
     fields.
     """
-    if text.source.ending in (".csv", ".tsv", ".tab", ".psv"):
+    if text.source.kind in ("csv", "tsv"):
         return True
     lines = [line for line in text.start.split("\n")[: -1 if not text.complete else None] if line.strip()][:PEEK]
     if len(lines) < 2:
         return False
     if len({line.count("\t") for line in lines}) == 1 and "\t" in lines[0].strip():
         return True
-    dialect = find_dialect(list(enumerate(lines)), text.complete, "", None)
+    dialect = find_dialect(list(enumerate(lines)), text.complete, None, None)
     rows = [row for _, row in _sample(list(enumerate(lines)), text.complete, dialect) or []]
     if not rows or len(rows[0]) < 2 or len({len(row) for row in rows}) > 1:
         return False
     return any(name in rows[0] for name in text.source.columns) or is_list_of_names(rows[0])
 
 
-def find_dialect(lines: list[tuple[int, str]], complete: bool, ending: str, separator: str | None) -> Dialect:
+def find_dialect(lines: list[tuple[int, str]], complete: bool, kind: str | None, separator: str | None) -> Dialect:
     """Return the dialect in which all records of the first lines have as many fields, two at least.
 
     Where there is none, it is the one in which most records have as many as the first; where the first line has no
     separator, a single column.
     """
-    separators = (separator,) if separator else ("\t", ",", ";", "|") if ending in (".tsv", ".tab") else SEPARATORS
+    separators = (separator,) if separator else ("\t", ",", ";", "|") if kind == "tsv" else SEPARATORS
     filled = [(number, line) for number, line in lines if line]
     if not filled:
         return Dialect(separators[0], "quoted")
@@ -268,7 +268,7 @@ def _refuse_title(lines: list[tuple[int, str]], complete: bool, sample: list[lis
     filled = [(number, line) for number, line in lines if line.strip()]
     if len(filled) < 3 or is_known_name(filled[0][1]) or source.text_column == filled[0][1]:
         return
-    rest = find_dialect(filled[1:], complete, source.ending, None)
+    rest = find_dialect(filled[1:], complete, source.kind, None)
     rows = [row for _, row in _sample(filled[1:], complete, rest) or [] if row]
     if len(rows) > 1 and len(rows[0]) > 1 and len({len(row) for row in rows}) == 1:
         raise source.error(

@@ -5,15 +5,18 @@ import gzip
 import io
 import json
 import lzma
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyarrow import feather
 
 from simcse_train.data.compression import zstd
 from simcse_train.data.files import find_files
+from simcse_train.data.hub import select
 from simcse_train.errors import InputError
 from tests.data.reading import read
 
@@ -138,6 +141,52 @@ def test_folders_and_globs_give_their_text_files_once_and_in_order(tmp_path: Pat
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no text file in that folder"):
         find_files([str(tmp_path / "empty")])
+
+
+def table(mark: str) -> bytes:
+    return "".join(f"{number}{mark}{text}\n" for number, text in (("id", "text"), (1, "a, b"), (2, "c d"))).encode()
+
+
+def columns(write: Callable[[pa.Table, pa.BufferOutputStream], object]) -> bytes:
+    stream = pa.BufferOutputStream()
+    write(pa.table({"text": ["a, b", "c d"]}), stream)
+    return bytes(stream.getvalue())
+
+
+def arrow_file(rows: pa.Table, stream: pa.BufferOutputStream) -> None:
+    with pa.ipc.new_file(stream, rows.schema) as writer:
+        writer.write_table(rows)
+
+
+ENDINGS = {
+    "x.txt": b"a, b\nc d\n",
+    "x.csv": table(";"),
+    "x.psv": table("|"),
+    "x.tsv": table("\t"),
+    "x.tab": table("\t"),
+    "x.json": b'[{"text": "a, b"}, {"text": "c d"}]',
+    **dict.fromkeys(("x.jsonl", "x.ndjson", "x.jl", "x.JL"), b'{"text": "a, b"}\n{"text": "c d"}\n'),
+    **dict.fromkeys(("x.parquet", "x.pq"), columns(pq.write_table)),
+    **dict.fromkeys(("x.arrow", "x.ipc"), columns(arrow_file)),
+    "x.feather": columns(feather.write_feather),
+}
+
+
+@pytest.mark.parametrize("name", [*ENDINGS, *(f"{name}.gz" for name in ENDINGS)])
+def test_a_folder_a_data_set_and_an_archive_give_what_a_named_file_gives(name: str, tmp_path: Path) -> None:
+    content = ENDINGS[name.removesuffix(".gz")]
+    content = gzip.compress(content) if name.endswith(".gz") else content
+    assert read(name, content) == ["a, b", "c d"]
+    for other in ("README.md", "notes.log", "data.tar"):
+        (tmp_path / other).write_text("no text")
+    (tmp_path / name).write_bytes(content)
+    assert find_files([str(tmp_path)]) == [tmp_path / name]
+    assert select(["README.md", name], None) == [name]
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr("README.md", "no text")
+        archive.writestr(name, content)
+    assert read("x.zip", stream.getvalue()) == ["a, b", "c d"]
 
 
 def test_a_folder_is_read_without_hidden_files_and_the_runs_and_encoders_in_it(tmp_path: Path) -> None:
