@@ -8,8 +8,8 @@ from statistics import fmean
 
 from simcse_train.data.records import is_number
 
-# Names that columns of text, of pairs and of their labels usually have, without spaces, marks and capitals.
-KNOWN = frozenset(  # without spaces, marks and capitals
+# Names that columns of text, of pairs and of their labels usually have, as `plain_name` spells them.
+KNOWN = frozenset(
     """
     text texts sentence sentences sent content contents body message messages comment comments review reviews reviewtext
     title titles headline description summary abstract document doc passage paragraph utterance query queries question

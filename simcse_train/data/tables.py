@@ -54,7 +54,7 @@ def open_table(text: Text, *, ragged: bool = False) -> Records:
         numbered = list(_rows(iter(peeked), dialect, source))  # raises with the line
     sample = [row for _, row in numbered]
     if dialect.separator == NO_SEPARATOR:
-        _refuse_title(peeked, complete, sample, source)
+        _refuse_title(peeked, complete, source)
     first = next((row for row in sample if row), [])
     header = has_header(first, [row for row in sample if row][1:], source.columns)
     width = max(map(len, sample), default=0) if ragged and not header else len(first)
@@ -263,7 +263,7 @@ def _wrong_width(source: Source, number: int, found: int, width: int, dialect: D
     )
 
 
-def _refuse_title(lines: list[tuple[int, str]], complete: bool, sample: list[list[str]], source: Source) -> None:
+def _refuse_title(lines: list[tuple[int, str]], complete: bool, source: Source) -> None:
     """Raise `InputError` if the first line is a title: it has one field, and all others are records of several."""
     filled = [(number, line) for number, line in lines if line.strip()]
     if len(filled) < 3 or is_known_name(filled[0][1]) or source.text_column == filled[0][1]:
