@@ -103,8 +103,7 @@ def build(
             return
         raise InputError(
             f"The tokenised text can't be kept in {folder.parent} ({error.strerror or error}). Free space, or set "
-            "XDG_CACHE_HOME to "
-            "another folder."
+            "XDG_CACHE_HOME to another folder."
         ) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)

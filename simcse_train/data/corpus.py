@@ -143,8 +143,7 @@ def _open(folder: Path, data: Sequence[str], fingerprint: str) -> Corpus:
         found = {0: "no sentence", 1: "a single sentence"}[counts.sentences]
         raise InputError(
             f"--data {' '.join(data)} holds {found} ({counts.lines} lines, {counts.empty} empty, {counts.duplicates} "
-            "duplicates); "
-            "at least two different ones are needed, one a line."
+            "duplicates); at least two different ones are needed, one a line."
         )
     assert isinstance(rows.base, mmap.mmap)
     firsts = ends - [len(batch) for batch in batches]

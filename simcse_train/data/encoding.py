@@ -118,9 +118,8 @@ def _wide(sample: bytes, is_utf8: bool) -> str | None:
     """
     nul = sample.count(0)
     letters = sum(map(sample.count, b" abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"))
-    is_narrow = is_utf8 and all(
-        byte > 31 or byte in b"\0\t\n\r" for byte in set(sample)
-    )  # Cyrillic in UTF-16: bytes of 4
+    # Cyrillic in UTF-16 is valid UTF-8, too, but with bytes of 4.
+    is_narrow = is_utf8 and all(byte > 31 or byte in b"\0\t\n\r" for byte in set(sample))
     if 4 * nul < len(sample) and (is_narrow or letters > 0.7 * (len(sample) - nul)):
         return None
     found = []

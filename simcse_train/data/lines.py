@@ -95,8 +95,8 @@ def read_lines(stream: Iterable[bytes], source: Source, first: int = 1) -> Itera
         except UnicodeDecodeError as error:
             raise source.error(
                 f"is not valid UTF-8 (byte {error.start + 1} of the line, {line[error.start]:#04x}), though what "
-                "stands before "
-                "it is. Correct that line; or, if all of the file is in another encoding, name it with --encoding.",
+                "stands before it is. Correct that line; or, if all of the file is in another encoding, name it with "
+                "--encoding.",
                 number,
             ) from None
 

@@ -86,8 +86,8 @@ def check_scores(pairs: Sequence[Pair], source: Source) -> None:
     if len({pair.score for pair in pairs}) < 2:
         raise source.error(
             f"gives all {len(pairs)} pairs the same score, {pairs[0].score:g}: they can't be ranked, so that "
-            "Spearman's correlation is "
-            "undefined. Give pairs with different scores (of a public test set, the version with its labels)."
+            "Spearman's correlation is undefined. Give pairs with different scores (of a public test set, the version "
+            "with its labels)."
         )
 
 
@@ -129,8 +129,7 @@ def read_columns(
                 if role != "score" and len(filled) > 1 and all(map(is_number, filled)):
                     raise table.source.error(
                         f"holds only numbers, such as {filled[0]}, in column {name!r}, and no sentences. "
-                        f"{table.listed}. Name the "
-                        f"columns of the pairs {_wanted(roles)}."
+                        f"{table.listed}. Name the columns of the pairs {_wanted(roles)}."
                     )
             for number, row in rows:
                 if all(value is None or not str(value).strip() for value in row):

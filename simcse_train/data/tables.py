@@ -248,8 +248,7 @@ def _rows(lines: Lines, dialect: Dialect, source: Source) -> Rows:
         reason, number = error.args
         raise source.error(
             f"is not valid csv with {dialect.shown} between the fields ({reason}). Correct the line; a field that "
-            "begins with "
-            "a quotation mark must be enclosed in them, and those inside it doubled.",
+            "begins with a quotation mark must be enclosed in them, and those inside it doubled.",
             number,
         ) from None
 
@@ -273,8 +272,7 @@ def _refuse_title(lines: list[tuple[int, str]], complete: bool, source: Source) 
     if len(rows) > 1 and len(rows[0]) > 1 and len({len(row) for row in rows}) == 1:
         raise source.error(
             f"is a single field, and the lines after it have {len(rows[0])}, separated by {rest.shown}: it looks like "
-            "a title. "
-            "Remove it, so that the file begins with the names of its columns or with its first record.",
+            "a title. Remove it, so that the file begins with the names of its columns or with its first record.",
             filled[0][0],
         )
 

@@ -68,8 +68,7 @@ def _lines(text: Text, say: bool) -> Iterator[list[str]]:
     if source.text_column is not None:
         raise source.error(
             f"is read as lines of text and has no column for --text-column {source.text_column!r}. Leave the option "
-            "out; or, "
-            "if the file is a table, give it the ending of its format (.csv, .tsv, .jsonl)."
+            "out; or, if the file is a table, give it the ending of its format (.csv, .tsv, .jsonl)."
         )
     if say and text.noted:
         example = next((line for line in text.start.split("\n") if not line.isascii()), text.start.split("\n")[0])
@@ -90,8 +89,7 @@ def _column(records: Records, say: bool) -> Iterator[str]:
     if len(filled) > 1 and all(map(is_number, filled)):
         raise source.error(
             f"holds only numbers in column {column!r}, such as {filled[0]}, and no sentences. {records.listed}: name "
-            "the one "
-            "with the text with --text-column."
+            "the one with the text with --text-column."
         )
     if say:
         example = f", for example {shorten(str(filled[0]))}" if filled else ""
@@ -101,8 +99,7 @@ def _column(records: Records, say: bool) -> Iterator[str]:
         if value is not None and not isinstance(value, str):
             raise source.error(
                 f": {column!r} is not text but {shorten(str(value))}. Choose another column with --text-column, or "
-                "correct the "
-                f"{records.unit}.",
+                f"correct the {records.unit}.",
                 number,
             )
         yield value or ""

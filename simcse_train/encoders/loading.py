@@ -137,9 +137,8 @@ def _check_config(config: PretrainedConfig, name: str) -> None:
             f"The encoder {name}: its config.json says {largest} {number[largest]:,}, which is no usable encoder. The "
             "file is damaged, or not what it says."
         )
-    if (
-        getattr(config, "attention_type", None) == "block_sparse"
-    ):  # BigBird: which of the two acts depends on what it read first
+    # BigBird: which of the two acts depends on what it read first.
+    if getattr(config, "attention_type", None) == "block_sparse":
         config.attention_type = "original_full"
 
 

@@ -53,9 +53,8 @@ class Packing:
     first_only: bool  # whether the last layer computes first tokens alone
     kernel: Callable[..., Tensor] | None = None  # flash-attention's function, where it is used
     states: Tensor | None = None  # (1, total, hidden): all states, in a layer that computes first tokens alone
-    heads: dict[int, tuple[Tensor, Tensor]] = field(
-        default_factory=dict
-    )  # the results of `of_heads`, made once a batch
+    # The results of `of_heads`, made once a batch.
+    heads: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     masks: dict[tuple[int | None, bool], Tensor] = field(default_factory=dict)  # those of `visible`, made once a batch
 
     def of_heads(self, heads: int) -> tuple[Tensor, Tensor]:

@@ -111,8 +111,7 @@ class Source:
             return None
         return InputError(
             f"The encoder {self.name} has a SentencePiece tokenizer ({pieces[0]}), which needs packages that are not "
-            "installed. "
-            'Run pip install "simcse-train[sentencepiece]".'
+            'installed. Run pip install "simcse-train[sentencepiece]".'
         )
 
 

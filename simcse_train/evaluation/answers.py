@@ -86,9 +86,8 @@ def read_answers(path: Path, fingerprint: str) -> list[Answer]:
         raise InputError(f"--answers {path} can't be read: {error.strerror}. Choose another file.") from None
     whole = content.rfind(b"\n") + 1
     answers: dict[str, Answer] = {}  # by question
-    if whole or not json.dumps(first_line(fingerprint)).encode().startswith(
-        content
-    ):  # else nothing, or a part of the head
+    # A file that is empty, or was cut within its head, has no answers.
+    if whole or not json.dumps(first_line(fingerprint)).encode().startswith(content):
         whole_answer = TypeAdapter(Answer)
         try:
             head, *records = [json.loads(line) for line in content[:whole].splitlines()]
