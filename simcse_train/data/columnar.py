@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from simcse_train.data.kinds import has_control_characters
 from simcse_train.data.records import Records
 from simcse_train.data.source import Source
 
@@ -20,7 +21,8 @@ ARROW_STREAM = b"\xff\xff\xff\xff"
 
 def columnar_kind(head: bytes, named: str | None) -> str | None:
     """Return parquet or arrow if the first bytes of a file say so, or its name (`Source.kind`); else None."""
-    if head.startswith(PARQUET) or named == "parquet":
+    # A text may begin with these letters, too: PAR1 is a protein.
+    if (head.startswith(PARQUET) and has_control_characters(head)) or named == "parquet":
         return "parquet"
     is_arrow = head.startswith((ARROW_FILE, ARROW_STREAM)) or named == "arrow"
     return "arrow" if is_arrow else None

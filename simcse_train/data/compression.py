@@ -10,6 +10,7 @@ import gzip
 import io
 import logging
 import lzma
+import re
 import shutil
 import sys
 import tempfile
@@ -28,11 +29,11 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd as zstd
 
-DECOMPRESS: tuple[tuple[bytes, str, Callable[[BinaryIO], BinaryIO]], ...] = (
-    (b"\x1f\x8b", ".gz", lambda raw: cast(BinaryIO, gzip.GzipFile(fileobj=raw))),
-    (b"BZh", ".bz2", lambda raw: cast(BinaryIO, bz2.BZ2File(raw))),
-    (b"\xfd7zXZ\0", ".xz", lambda raw: cast(BinaryIO, lzma.LZMAFile(raw))),
-    (b"\x28\xb5\x2f\xfd", ".zst", lambda raw: cast(BinaryIO, zstd.ZstdFile(raw))),
+DECOMPRESS: tuple[tuple[re.Pattern[bytes], str, Callable[[BinaryIO], BinaryIO]], ...] = (
+    (re.compile(rb"\x1f\x8b"), ".gz", lambda raw: cast(BinaryIO, gzip.GzipFile(fileobj=raw))),
+    (re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)"), ".bz2", lambda raw: cast(BinaryIO, bz2.BZ2File(raw))),
+    (re.compile(rb"\xfd7zXZ\0"), ".xz", lambda raw: cast(BinaryIO, lzma.LZMAFile(raw))),
+    (re.compile(rb"\x28\xb5\x2f\xfd"), ".zst", lambda raw: cast(BinaryIO, zstd.ZstdFile(raw))),
 )
 ZIP = (b"PK\x03\x04", b"PK\x05\x06")
 RANDOM_ACCESS = (b"PAR1", b"ARROW1")  # formats in which the reader jumps about; decompressed on disk
@@ -61,7 +62,7 @@ def streams(raw: BinaryIO, source: Source, layers: int = LAYERS) -> Iterator[tup
         yield from _members(stream, source, layers)
         return
     for mark, _, decompress in DECOMPRESS:
-        if head.startswith(mark):
+        if mark.match(head):
             # A buffer around it makes lines several times faster than the decompressor's own.
             inner = cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, decompress(stream)), 1 << 18))
             yield from streams(inner, source, layers - 1)

@@ -40,13 +40,14 @@ BINARY: tuple[tuple[bytes, str, str], ...] = (
     *((b"\x80" + bytes([version]) + end, "a Python pickle", "Write the text as .jsonl or .parquet, and give that file.")
       for version in (2, 3, 4, 5) for end in (b"\x95", b"}", b"]", b"c", b"(")),
 )  # fmt: skip
+# Documents of programs by members that they have; a folder of texts may be named as one of theirs.
 ARCHIVES: tuple[tuple[str, str, str], ...] = (
-    ("word/", "a Word document (.docx)", SAVE_AS_TEXT),
-    ("xl/", "an Excel workbook (.xlsx)", SAVE_AS_TABLE),
-    ("ppt/", "a PowerPoint presentation (.pptx)", SAVE_AS_TEXT),
-    ("META-INF/MANIFEST.MF", "a Java archive", NO_TEXT),
-    ("META-INF/", "an OpenDocument or EPUB file", OFFICE),
-    ("Index/", "an Apple Pages or Numbers document", "Export it as .txt or .csv, and give that file."),
+    (r"word/\w+\.xml$", "a Word document (.docx)", SAVE_AS_TEXT),
+    (r"xl/\w+\.(?:xml|bin)$", "an Excel workbook (.xlsx)", SAVE_AS_TABLE),
+    (r"ppt/\w+\.xml$", "a PowerPoint presentation (.pptx)", SAVE_AS_TEXT),
+    (r"META-INF/MANIFEST\.MF$", "a Java archive", NO_TEXT),
+    (r"META-INF/", "an OpenDocument or EPUB file", OFFICE),
+    (r"Index/.*\.iwa$", "an Apple Pages or Numbers document", "Export it as .txt or .csv, and give that file."),
 )
 MARKUP = re.compile(r"\s*<(?:!doctype|!--|\?xml|[a-z][a-z0-9:_-]*[\s>/])", re.IGNORECASE)
 DOCUMENT = re.compile(
@@ -69,22 +70,27 @@ NOTATIONS: tuple[tuple[re.Pattern[str], str, str], ...] = (
 )
 
 
+def has_control_characters(head: bytes) -> bool:
+    """Say whether the first bytes of a file hold control characters that no text has."""
+    return re.search(rb"[\0-\x08\x0e-\x1a]", head) is not None
+
+
 def refuse_binary(head: bytes, source: Source) -> None:
     """Raise `InputError` if the first bytes of a file are those of a known kind of file that is not text."""
     for mark, kind, advice in BINARY:
-        # Some marks are letters that a text may begin with; a text has no control characters after them.
-        if head.startswith(mark) and (not mark.isalnum() or re.search(rb"[\0-\x08\x0e-\x1a]", head)):
+        # Some marks are letters that a text may begin with.
+        if head.startswith(mark) and (not mark.isalnum() or has_control_characters(head)):
             raise source.error(f"is {kind}, not text. {advice}")
-    if head[257:262] == b"ustar":
+    if head[257:262] == b"ustar" and has_control_characters(head):  # not "mustard"
         raise source.error(f"is a tar archive. {UNPACK}")
-    if head[4:8] == b"ftyp":
+    if head[4:8] == b"ftyp" and has_control_characters(head):
         raise source.error(f"is a film or sound (MP4), not text. {NO_TEXT}")
 
 
 def refuse_archive(names: list[str], source: Source) -> None:
     """Raise `InputError` if a zip archive with these members is the document of some program."""
-    for start, kind, advice in ARCHIVES:
-        if any(name.startswith(start) for name in names):
+    for member, kind, advice in ARCHIVES:
+        if any(re.match(member, name) for name in names):
             raise source.error(f"is {kind}, not text. {advice}")
     if any(name.endswith("data.pkl") for name in names) or (names and all(name.endswith(".npy") for name in names)):
         raise source.error(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import bz2
 import contextlib
 import csv
 import gzip
 import io
 import json
 import logging
+import lzma
 import struct
 import subprocess
 import sys
@@ -19,6 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict
 
+from simcse_train.data.compression import zstd
 from simcse_train.data.files import find_files, open_file
 from simcse_train.data.source import named
 from simcse_train.data.texts import read_texts
@@ -296,6 +299,10 @@ def test_a_message_lists_the_first_of_many_columns_and_cuts_long_names() -> None
         (b"<p>One sentence.</p>\n<p>Another.</p>\n", "HTML"),
         (b'<?xml version="1.0"?>\n<a><b>x</b></a>', "XML"),
         (bytes(257) + b"ustar" + bytes(300), "tar archive"),
+        (b"\0\0\0\x20ftypisom\0\0", "MP4"),
+        (zipped({"[Content_Types].xml": "", "ppt/presentation.xml": ""}), "PowerPoint"),
+        (zipped({"Index/Document.iwa": ""}), "Apple Pages"),
+        (zipped({"META-INF/MANIFEST.MF": "", "a/B.class": ""}), "Java archive"),
         (b"\x7fELF\x02\x01\x01\0", "NUL byte"),
         (b"\x80\x04\x95\x0a\0\0", "pickle"),
         (b"1\r\n00:00:01,000 --> 00:00:02,000\r\nHello there.\r\n", "subtitles"),
@@ -316,6 +323,31 @@ def test_text_with_tags_is_text() -> None:
     assert read("x.txt", "\n".join(lines).encode()) == lines
     dialogue = ["Anna: How are you?", "Ben: From here on, fine.", "", "1", "00:00 is midnight | or not"]
     assert read("x.txt", "\n".join(dialogue).encode()) == dialogue
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "PAR1 is a receptor.",
+        "BZh is no word.",
+        "The ftyp box comes first.",
+        "ID3 tags are old.",
+        "x" * 256 + "mustard",
+    ],
+)
+def test_a_text_that_has_the_letters_of_another_format_in_the_same_place_is_text(line: str) -> None:
+    assert read("x.txt", f"{line}\nanother\n".encode()) == [line, "another"]
+    assert read("x.txt.gz", gzip.compress(line.encode())) == [line]
+
+
+@pytest.mark.parametrize("folder", ["word", "xl", "ppt", "Index"])
+def test_an_archive_of_texts_in_a_folder_that_a_document_has_too_is_read(folder: str) -> None:
+    assert read("x.zip", zipped({f"{folder}/a.txt": "first\n", f"{folder}/b.txt": "second\n"})) == ["first", "second"]
+
+
+def test_an_empty_compressed_file_has_no_text() -> None:
+    for compress in (gzip.compress, bz2.compress, lzma.compress, zstd.compress):
+        assert read("x.txt", compress(b"")) == []
 
 
 def test_carriage_returns_end_lines_only_where_there_is_no_line_feed() -> None:
