@@ -111,6 +111,7 @@ def read_columns(
     logged. Raises `InputError` if a role has no column, or the file can't be read.
     """
     found_any = False
+    grades: set[str] = set()  # of all records: a file may be sorted by them, and an archive have one in each member
     with open_file(Path(source.name), source.option) as raw, reading_errors(source):
         for table in open_tables(raw, source):
             if not table.names:
@@ -119,11 +120,6 @@ def read_columns(
             graded = None if "score" in roles else _score_beside(table, columns)
             first, rows = peek(table.select([*columns.values(), *([graded] if graded else [])]))
             _say(table, columns, first)
-            if graded and len(grades := sorted({str(row[-1]) for _, row in first if row[-1] not in (None, "")})) > 1:
-                raise table.source.error(
-                    f"has scores or labels in column {graded!r}, such as {grades[0]} and {grades[1]}, and all pairs "
-                    "would be learned as alike. Keep the pairs that are alike, and remove the column."
-                )
             for place, (role, name) in enumerate(columns.items()):
                 filled = [row[place] for _, row in first if row[place] is not None and str(row[place]).strip()]
                 if role != "score" and len(filled) > 1 and all(map(is_number, filled)):
@@ -132,6 +128,9 @@ def read_columns(
                         f"{table.listed}. Name the columns of the pairs {_wanted(roles)}."
                     )
             for number, row in rows:
+                if graded and row[-1] not in (None, ""):
+                    grades.add(str(row[-1]))
+                    _require_one_grade(grades, graded, table.source)
                 if all(value is None or not str(value).strip() for value in row):
                     continue
                 found_any = True
@@ -175,6 +174,16 @@ def _score_beside(table: Records, columns: Mapping[str, str]) -> str | None:
         return None
     others = {plain_name(name): name for name in reversed(table.names) if name not in columns.values()}
     return next((others[name] for name in NAMES["score"] if name in others), None)
+
+
+def _require_one_grade(grades: set[str], column: str, source: Source) -> None:
+    """Raise `InputError` if pairs that are all to be learned have different scores or labels."""
+    if len(grades) > 1:
+        one, other = sorted(grades)
+        raise source.error(
+            f"has scores or labels in column {column!r}, such as {one} and {other}, and all pairs would be learned as "
+            "alike. Keep the pairs that are alike, and remove the column."
+        )
 
 
 def _wanted(roles: Sequence[str]) -> str:

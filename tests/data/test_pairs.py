@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import logging
+import zipfile
 from decimal import Decimal
 from pathlib import Path
 
@@ -133,12 +134,21 @@ def test_the_published_sts_files_are_read(shared: Path) -> None:
         ("p.csv", "question1,question2,is_duplicate\na,b,1\nc,d,0\n"),
         ("p.tsv", "premise\thypothesis\tlabel\na\tb\tentailment\nc\td\tcontradiction\n"),
         ("p.jsonl", '{"s1": "a", "s2": "b", "score": 5.0}\n{"s1": "c", "s2": "d", "score": 0.5}\n'),
+        ("sorted.csv", "s1,s2,label\n" + "a,b,1\n" * 500 + "c,d,0\n" * 500),
     ],
 )
 def test_graded_pairs_are_not_learned_as_if_all_were_alike(name: str, content: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(InputError, match=r"scores or labels in column '.*', such as \S+ and \S+, .*remove the column"):
         list(read_columns(named(tmp_path / name, "--pairs"), ("first", "second"), ("negative",)))
+
+
+def test_graded_pairs_are_noticed_where_an_archive_has_a_member_for_each_grade(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "p.zip", "w") as archive:
+        for grade in "10":
+            archive.writestr(f"{grade}.csv", f"s1,s2,label\na{grade},b,{grade}\nc{grade},d,{grade}\n")
+    with pytest.raises(InputError, match="in column 'label', such as 0 and 1, and all pairs would be learned as alike"):
+        list(read_columns(named(tmp_path / "p.zip", "--pairs")))
 
 
 def test_a_grade_that_says_nothing_or_is_beside_named_positives_is_left_out(tmp_path: Path) -> None:
