@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -35,6 +36,9 @@ NAMES: dict[str, tuple[str, ...]] = {
     ),
     "negative": ("negative", "hardnegative", "hardneg", "neg", "negative1", "sent2", "sentence3"),
 }  # fmt: skip
+
+# How the types of columns that can be scores begin, as the readers name them; a list of words is no score.
+NUMBERS = re.compile(r"numbers|true or false|bool|u?int|halffloat|float|double|decimal")
 
 logger = logging.getLogger(__name__)
 
@@ -210,7 +214,7 @@ def _by_name(table: Records, roles: Sequence[str]) -> dict[str, str]:
         if name is not None:
             found[role] = plain[name]
     texts = [name for name in table.names if table.is_text[name] and name not in found.values()]
-    numbers = [name for name in table.names if table.types[name] != "empty" and not table.is_text[name]]
+    numbers = [name for name in table.names if NUMBERS.match(table.types[name])]
     if "first" not in found and len(texts) == 2:
         found |= {"first": texts[0], "second": texts[1]}
     if "score" in roles and "score" not in found and len(numbers) == 1:

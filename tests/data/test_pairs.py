@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import zipfile
+from datetime import date
 from decimal import Decimal
 from pathlib import Path
 
@@ -156,6 +157,16 @@ def test_a_grade_that_says_nothing_or_is_beside_named_positives_is_left_out(tmp_
         (tmp_path / "p.csv").write_text(content)
         rows = read_columns(named(tmp_path / "p.csv", "--pairs"), ("first", "second"), ("negative",))
         assert [tuple(row.values()) for _, row in rows] == [(None, "a", "b"), (None, "c", "d")]
+
+
+def test_a_column_of_lists_or_dates_beside_the_scores_is_no_score(tmp_path: Path) -> None:
+    first, second, score = zip(*PAIRS, strict=True)
+    beside = {"one": first, "other": second, "words": [["a", "man"], ["a", "cat"]], "value": score}
+    pq.write_table(pa.table({**beside, "day": [date(2020, 1, 1), date(2020, 1, 2)]}), tmp_path / "p.parquet")
+    assert read_pairs(tmp_path / "p.parquet") == PAIRS
+    rows = [dict(zip(beside, row, strict=True)) for row in zip(*beside.values(), strict=True)]
+    (tmp_path / "p.json").write_text(json.dumps(rows))
+    assert read_pairs(tmp_path / "p.json") == PAIRS
 
 
 def test_pairs_of_the_same_sentence_twice_are_refused(tmp_path: Path) -> None:
