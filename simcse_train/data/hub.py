@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import glob
 import logging
 import re
 from collections.abc import Sequence
@@ -24,6 +25,8 @@ FORM = "hf://datasets/OWNER/NAME, hf://datasets/OWNER/NAME@REVISION or hf://data
 TRAINING = re.compile(r"train(?:[\W\d_]|$)|training(?:\.|[-_]?\d|$)")
 # Revisions with a slash that may be written as they are; of others it is written %2F (as in HfFileSystem).
 SPECIAL_REVISION = re.compile(r"refs/(?:convert/[\w.-]+|pr/\d+)(?=/|$)")
+# Files that describe a data set (those that `datasets` leaves out).
+DESCRIPTIONS = ("config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "dummy_data.zip")
 SECONDS = 5.0  # for the hub to answer
 
 logger = logging.getLogger(__name__)
@@ -82,9 +85,10 @@ def _download(entry: str) -> Download:
 def select(names: Sequence[str], pattern: str | None) -> list[str]:
     """Return which files of a data set are read: those that match the pattern, or the training part of the text."""
     if pattern is not None:
-        return sorted(name for name in names if fnmatch.fnmatchcase(name, pattern))
+        patterns = {pattern, pattern.replace("**/", "")}  # `**/` stands for any folders, or for none
+        return sorted(name for name in names if any(fnmatch.fnmatchcase(name, each) for each in patterns))
     parts = {name: PurePosixPath(name).parts for name in sorted(names) if has_text_ending(Path(name))}
-    texts = [name for name in parts if not any(part.startswith(".") for part in parts[name])]
+    texts = [name for name in parts if not any(part.startswith(".") or part in DESCRIPTIONS for part in parts[name])]
     return [name for name in texts if any(map(TRAINING.match, parts[name]))] or texts
 
 
@@ -115,8 +119,9 @@ def _fetch(entry: str, name: str, revision: str | None, files: list[str]) -> Pat
     """Download files of a data set; return the folder that they are in."""
     from huggingface_hub import snapshot_download
 
+    patterns = [glob.escape(file) for file in files]  # `[1].txt` is a name, and would be a pattern
     try:
-        return Path(snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=files))
+        return Path(snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=patterns))
     except Exception as error:  # of the network, the hub, or the disk
         raise InputError(
             f"--data {entry} can't be downloaded ({_reason(error)}). Run again to continue the download, or download "
@@ -130,9 +135,8 @@ def _downloaded_before(entry: str, name: str, revision: str | None, reason: str)
 
     with contextlib.suppress(CacheNotFound, ValueError):  # there is no cache, or it is a file
         for repository in scan_cache_dir().repos:
-            for found in (
-                repository.revisions if (repository.repo_type, repository.repo_id) == ("dataset", name) else ()
-            ):
+            is_wanted = (repository.repo_type, repository.repo_id) == ("dataset", name)
+            for found in repository.revisions if is_wanted else ():
                 if revision == found.commit_hash or (revision or "main") in found.refs:
                     files = [file.file_path.relative_to(found.snapshot_path).as_posix() for file in found.files]
                     logger.warning(f"{entry}: the hub can't be asked ({reason}). Using what was downloaded before.")

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import HfApi, parse_hf_uri
+from huggingface_hub.utils._paths import filter_repo_objects
 
 from simcse_train.config import make_config
 from simcse_train.config_file import read_settings
@@ -154,6 +155,9 @@ def test_a_text_on_the_hub_is_trained_on_and_the_run_goes_on_without_it(tiny: Pa
         (["en/train/x.parquet", "en/test/x.parquet"], None, ["en/train/x.parquet"]),
         (["training.csv", "test.csv"], None, ["training.csv"]),
         (["training/a.txt", "testing/a.txt"], None, ["training/a.txt"]),
+        (["a.csv", "dataset_infos.json", "config.json", "x/dummy_data.zip"], None, ["a.csv"]),
+        (["a.csv", "x/b.csv", "x/y/c.csv", "x/y/d.txt"], "**/*.csv", ["a.csv", "x/b.csv", "x/y/c.csv"]),
+        (["x/b.csv", "x/y/c.csv", "y/d.csv"], "x/**/*.csv", ["x/b.csv", "x/y/c.csv"]),
         (["my_dataset_train.csv", "b.csv"], None, ["b.csv", "my_dataset_train.csv"]),
     ],
 )
@@ -186,6 +190,26 @@ def test_a_revision_is_read_as_the_hubs_own_file_system_reads_it(
     assert _parse(entry) == ("someone/tiny", revision, pattern)
     parsed = parse_hf_uri(entry)
     assert (parsed.id, parsed.revision, parsed.path_in_repo or None) == ("someone/tiny", revision, pattern)
+
+
+def test_a_name_with_the_marks_of_a_pattern_is_downloaded_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["a[1].txt", "a1.txt"]
+    monkeypatch.setattr(
+        HfApi,
+        "dataset_info",
+        lambda self, name, **settings: SimpleNamespace(siblings=[SimpleNamespace(rfilename=n) for n in names]),
+    )
+
+    def snapshot_download(name: str, *, allow_patterns: list[str], **settings: object) -> str:
+        for wanted in filter_repo_objects(names, allow_patterns=allow_patterns):
+            (tmp_path / wanted).write_text("text\n")
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    assert download("hf://datasets/someone/marks/a[[]1*").files == (tmp_path / "a[1].txt",)
+    assert [file.name for file in tmp_path.iterdir()] == ["a[1].txt"]
 
 
 def test_the_hub_is_asked_once_for_a_text_and_for_its_lasting_name(
