@@ -6,7 +6,7 @@ import glob
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from simcse_train.data import hub
 from simcse_train.data.source import COMPRESSED, KINDS, has_text_ending
@@ -109,15 +109,15 @@ def open_file(path: Path, option: str = "--data") -> BinaryIO:
 def _in_folder(folder: Path, option: str) -> list[Path]:
     """Return the files of text in a folder and in the folders below it, sorted by name."""
     if (folder / SPLITS).is_file():
-        splits = _described(folder / SPLITS, option).get("splits", [])
+        splits = _described(folder / SPLITS, "splits", option)
         if "train" not in splits and len(splits) != 1:
-            listed = ", ".join(str(folder / str(split)) for split in splits)
+            listed = ", ".join(str(folder / split) for split in splits)
             raise InputError(
                 f"{option} {folder} is a data set without a split named train. Name one of its splits: {listed}."
             )
         return _in_folder(folder / ("train" if "train" in splits else splits[0]), option)
     if (folder / STATE).is_file() and (folder / DESCRIBED).is_file():
-        return [folder / str(file["filename"]) for file in _described(folder / STATE, option).get("_data_files", [])]
+        return [folder / name for name in _described(folder / STATE, "_data_files", option)]
     files: list[Path] = []
     for path in sorted(folder.rglob("*")):
         inside_data_set = any(
@@ -145,10 +145,13 @@ def _is_the_users(path: Path, folder: Path) -> bool:
     return not is_hidden and not any(map(_is_run_or_encoder, above))
 
 
-def _described(path: Path, option: str) -> dict[str, Any]:
-    """Return what `datasets` says of a saved data set; raises `InputError` if that file is damaged."""
+def _described(path: Path, key: str, option: str) -> list[str]:
+    """Return the names that `datasets` lists in a saved data set; raises `InputError` if that file is damaged."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{option} {path} can't be read ({error}). Save the data set again.") from None
-    return found if isinstance(found, dict) else {}
+        listed: object = json.loads(path.read_text(encoding="utf-8"))[key]
+        if not isinstance(listed, list):
+            raise TypeError(f"{key!r} is no list")
+        return [str(entry["filename"] if isinstance(entry, dict) else entry) for entry in listed]
+    except (OSError, ValueError, TypeError, LookupError) as error:
+        what = f"it has no {error}" if isinstance(error, KeyError) else error
+        raise InputError(f"{option} {path} can't be read ({what}). Save the data set again.") from None

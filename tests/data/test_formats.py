@@ -395,6 +395,24 @@ def test_saved_data_sets_are_read_and_of_splits_the_train_split(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
+    ("name", "content", "what"),
+    [
+        ("state.json", '{"_data_files": [{}]}', "it has no 'filename'"),
+        ("state.json", '{"_data_files": null}', "'_data_files' is no list"),
+        ("state.json", "{}", "it has no '_data_files'"),
+        ("dataset_dict.json", '{"splits": null}', "'splits' is no list"),
+        ("dataset_dict.json", "[]", "list indices must be"),
+        ("dataset_dict.json", '{"splits"', "Expecting"),
+    ],
+)
+def test_a_damaged_description_of_a_saved_data_set_is_named(name: str, content: str, what: str, tmp_path: Path) -> None:
+    (tmp_path / "dataset_info.json").write_text("{}")
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=rf"^--data .*/{name} can't be read \({what}.*\). Save the data set again.$"):
+        find_files([str(tmp_path)])
+
+
+@pytest.mark.parametrize(
     ("content", "expected"),
     [
         (b"id,text\n1,a b\n2,c d\n", ["a b", "c d"]),
