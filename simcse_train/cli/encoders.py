@@ -136,12 +136,12 @@ def search_command(
     from simcse_train.search.search import open_text, search
 
     if serve:
-        from simcse_train.pages.search import Side, search_routes
+        from simcse_train.pages.search import SearchedSide, search_routes
 
         names = [encoder] if beside is None else [encoder, beside]
         encoders = [load(name, pooling) for name in names]
         texts = [open_text(loaded, data, text_column, encoding) for loaded in encoders]
-        sides = [Side(*side) for side in zip(names, encoders, texts, strict=True)]
+        sides = [SearchedSide(*side) for side in zip(names, encoders, texts, strict=True)]
         serve_pages(search_routes(sides, count), port)
         return
     loaded = load(encoder, pooling)

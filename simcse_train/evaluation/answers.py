@@ -31,7 +31,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Tally:
     """The answers counted, and the new encoder's share of those that prefer one, with its interval and p-value."""
 
     old: int
@@ -48,18 +48,18 @@ class Outcome:
         return self.p_value is not None and self.p_value < LEVEL
 
 
-def outcome(answers: Iterable[Answer]) -> Outcome:
+def outcome(answers: Iterable[Answer]) -> Tally:
     """Return who was preferred how often, with an exact binomial test of the answers that prefer one."""
     choices = [answer.choice for answer in answers]
     old, new, both, neither = (choices.count(name) for name in ("old", "new", "both", "neither"))
     if old + new == 0:
-        return Outcome(old, new, both, neither)
+        return Tally(old, new, both, neither)
     test = binomtest(new, old + new)
     interval = test.proportion_ci(1 - LEVEL, method="exact")
-    return Outcome(old, new, both, neither, new / (old + new), (interval.low, interval.high), test.pvalue)
+    return Tally(old, new, both, neither, new / (old + new), (interval.low, interval.high), test.pvalue)
 
 
-def describe(found: Outcome) -> str:
+def describe(found: Tally) -> str:
     """Return the outcome as a paragraph."""
     counted = f"New {found.new}, old {found.old}, both {found.both}, neither {found.neither}."
     if found.share is None or found.interval is None or found.p_value is None:

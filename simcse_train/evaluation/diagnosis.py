@@ -146,7 +146,7 @@ def _recommended_objective(diagnosis: Diagnosis) -> tuple[dict[str, Any], str]:
 
 
 def recommend_for_pairs(diagnosis: Diagnosis) -> tuple[dict[str, Any], str]:
-    """Return the objective for a run on labelled pairs alone, as settings, and the reason for it."""
+    """Return the objective for a run on training pairs (`--pairs`) alone, as settings, and the reason for it."""
     settings: dict[str, Any] = {"objective": "infonce"}
     reason = "there are only pairs, for which it is the paper's supervised objective"
     if diagnosis.is_tuned and not diagnosis.is_general:

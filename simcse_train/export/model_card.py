@@ -47,7 +47,7 @@ def model_card(encoder: Encoder, state: State, run: Path, name: str, *, backend:
         base_model=as_code(state.base_model),
         version=__version__,
         text=_text(config, state.counts),
-        learned=f"{state.sentences:,} sentences" if config.data else "labelled pairs",
+        learned=f"{state.sentences:,} sentences" if config.data else "pairs",
         dimension=encoder.hidden_size,
         encoded_length=encoder.max_length,
         pooling=encoder.pooling,

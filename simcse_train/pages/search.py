@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Side:
+class SearchedSide:
     """An encoder with the text that it searches, and the name under which the page shows it."""
 
     name: str
@@ -35,7 +35,7 @@ class Found:
     hits: list[tuple[Hit, bool]]
 
 
-def search_routes(sides: Sequence[Side], count: int) -> list[BaseRoute]:
+def search_routes(sides: Sequence[SearchedSide], count: int) -> list[BaseRoute]:
     """Return the page that answers `/?q=QUERY` with the `count` nearest sentences of each side."""
     from starlette.responses import HTMLResponse
     from starlette.routing import Route
@@ -63,7 +63,7 @@ def search_routes(sides: Sequence[Side], count: int) -> list[BaseRoute]:
     return [Route("/", page)]
 
 
-def compare_hits(sides: Sequence[Side], query: str, count: int) -> list[Found]:
+def compare_hits(sides: Sequence[SearchedSide], query: str, count: int) -> list[Found]:
     """Return what each side finds, with the sentences that it alone finds marked where there are several sides."""
     hits = [search(side.encoder, side.text, [query], count)[0] for side in sides]
     found = []

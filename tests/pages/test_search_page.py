@@ -18,7 +18,7 @@ from scripts.browser import served
 from simcse_train.encoders.loading import load_encoder
 from simcse_train.errors import InputError
 from simcse_train.pages import server
-from simcse_train.pages.search import Side, search_routes
+from simcse_train.pages.search import SearchedSide, search_routes
 from simcse_train.pages.server import QUERY_LENGTH, address, listen
 from simcse_train.search.search import open_text, search
 from tests.browser import HOSTILE, complaints, follow, requests, themes_of, visit
@@ -29,17 +29,17 @@ for package in server.PACKAGES:
 
 
 @pytest.fixture(scope="module")
-def sides(tiny: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Side]:
+def sides(tiny: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> list[SearchedSide]:
     """Two poolings of one model over a text with hostile lines; one has a hostile name."""
     data = tmp_path_factory.mktemp("served") / "corpus.txt"
     data.write_text("\n".join([*text.read_text(encoding="utf-8").splitlines(), *HOSTILE]) + "\n", encoding="utf-8")
     encoders = [load_encoder(tiny, pooling=pooling) for pooling in ("cls", "mean")]
     names = ("starter", "<b>runs/mine</b>")
-    return [Side(n, e, open_text(e, [str(data)])) for n, e in zip(names, encoders, strict=True)]
+    return [SearchedSide(n, e, open_text(e, [str(data)])) for n, e in zip(names, encoders, strict=True)]
 
 
 @pytest.fixture(scope="module")
-def port(sides: list[Side]) -> Iterator[int]:
+def port(sides: list[SearchedSide]) -> Iterator[int]:
     with served(search_routes(sides, 5)) as port:
         yield port
 
@@ -53,7 +53,7 @@ def ask(port: int, path: str, headers: dict[str, str] | None = None, method: str
     return answer.status, content
 
 
-def test_a_query_and_a_click_work_in_a_browser(browser: Any, port: int, sides: list[Side]) -> None:
+def test_a_query_and_a_click_work_in_a_browser(browser: Any, port: int, sides: list[SearchedSide]) -> None:
     visit(browser, f"http://127.0.0.1:{port}/")
     field = browser.find_element("name", "q")
     field.send_keys("a man plays")
@@ -174,7 +174,7 @@ def random_request(generator: random.Random, port: int) -> bytes:
     return head.encode("latin-1", "replace")
 
 
-def test_two_queries_at_once_get_their_own_answers(port: int, sides: list[Side]) -> None:
+def test_two_queries_at_once_get_their_own_answers(port: int, sides: list[SearchedSide]) -> None:
     queries = ["a man runs", "the cat", "guitar", "a dog in the park"] * 3
     answers: dict[int, str] = {}
 
@@ -204,7 +204,7 @@ def test_the_command_refuses_options_that_do_not_fit(
     assert "--serve needs uvicorn. Install" in refused(capsys, *command, "--serve")
 
 
-def test_an_encoder_alone_marks_nothing(sides: list[Side]) -> None:
+def test_an_encoder_alone_marks_nothing(sides: list[SearchedSide]) -> None:
     with served(search_routes(sides[:1], 3)) as port:
         content = ask(port, "/?q=man")[1]
     assert content.count("<a href") == 3

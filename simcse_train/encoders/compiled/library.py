@@ -26,7 +26,7 @@ _at_work = threading.Lock()  # whoever needs the kernels waits for the thread th
 
 
 @dataclass(frozen=True)
-class Packing:
+class ArgumentLayout:
     """How a structure of arguments lies in memory: its fields, those of structures in it included, in their order."""
 
     name: str
@@ -47,7 +47,7 @@ class Library:
 
     name: str
     handle: ctypes.CDLL
-    arguments: dict[str, Packing]
+    arguments: dict[str, ArgumentLayout]
 
     def run(self, kernel: str, states: torch.dtype, **arguments: Any) -> None:
         """Run a kernel for states of a type, float32 where it has none; tensors are passed by address, None as null.
@@ -99,7 +99,7 @@ def load(path: Path) -> Library:
     )
 
 
-def read_arguments(source: str) -> dict[str, Packing]:
+def read_arguments(source: str) -> dict[str, ArgumentLayout]:
     """Return the structure of arguments of each kernel that the source exports."""
     bodies = dict(re.findall(r"^struct (\w+) \{\n(.*?)^\};", source, re.MULTILINE | re.DOTALL))
 
@@ -118,7 +118,7 @@ def read_arguments(source: str) -> dict[str, Packing]:
     return {kernel: _packing(structure(name)) for kernel, name in kernels}
 
 
-def _packing(structure: type[ctypes.Structure]) -> Packing:
+def _packing(structure: type[ctypes.Structure]) -> ArgumentLayout:
     """Return how a structure lies in memory, gaps between its fields included."""
 
     def flat(kind: Any, begin: int) -> Iterator[tuple[str, int, Any]]:
@@ -134,7 +134,7 @@ def _packing(structure: type[ctypes.Structure]) -> Packing:
     gaps = [at - end for (_, at, _), end in zip(found, ends[:-1], strict=True)]
     codes = [f"{gap}x{CODES[of]}" for gap, (_, _, of) in zip(gaps, found, strict=True)]
     layout = struct.Struct(f"={''.join(codes)}{ctypes.sizeof(structure) - ends[-1]}x")
-    return Packing(structure.__name__, tuple(name for name, _, _ in found), layout)
+    return ArgumentLayout(structure.__name__, tuple(name for name, _, _ in found), layout)
 
 
 def _number(value: Any) -> Any:
