@@ -23,7 +23,7 @@ from simcse_train.config_file import read_settings
 from simcse_train.evaluation.comparison import Comparison, Sheet
 from simcse_train.export.folder import load_saved_encoder
 from simcse_train.pages.compare import compare_routes
-from simcse_train.pages.search import Side, search_routes
+from simcse_train.pages.search import SearchedSide, search_routes
 from simcse_train.report.page import write_report
 from simcse_train.search.search import open_text
 
@@ -53,7 +53,7 @@ def main(
     """Make the pictures."""
     start = str(read_settings(run / "config.yaml")["model"])
     encoders = [load_saved_encoder(name) for name in (start, str(run))]
-    sides = [Side(n, e, open_text(e, [data])) for n, e in zip((start, str(run)), encoders, strict=True)]
+    sides = [SearchedSide(n, e, open_text(e, [data])) for n, e in zip((start, str(run)), encoders, strict=True)]
     report = write_report([run]).resolve().as_uri()
     with (
         tempfile.TemporaryDirectory() as folder,

@@ -200,8 +200,7 @@ def _complete_tokenizer(tokenizer: PreTrainedTokenizerBase, found: Folder, name:
         if tokenizer.pad_token is None:
             raise InputError(
                 f"The encoder {name}: its tokenizer has no special token, with which a batch could be padded. Add "
-                "one with tokenizer.add_special_tokens({'pad_token': '[PAD]'}) and model.resize_token_embeddings, and "
-                "save both again."
+                "one (tokenizer.add_special_tokens, model.resize_token_embeddings), and save both again."
             )
     if not found.lower_case:
         return
