@@ -41,7 +41,9 @@ def json_shape(text: Text) -> str | None:
             _, end = json.JSONDecoder().raw_decode(start, begin)
         except (ValueError, RecursionError):
             return None
-        return "array" if start[end:].lstrip().startswith((",", "]")) else None
+        after = start[end:].lstrip()
+        is_closed_in_a_line = after.startswith("]") and after[1:].split("\n", 1)[0].strip()  # `["Hm"] he said`
+        return "array" if after.startswith((",", "]")) and not is_closed_in_a_line else None
     if isinstance(_value(first), dict):
         return "lines" if _is_lines(start, text.complete) else "document"
     return "document" if text.complete and start.startswith("{") and isinstance(_value(start), dict) else None
@@ -204,9 +206,15 @@ def _document(stream: BinaryIO, source: Source) -> tuple[str, Objects]:
 
 
 def _is_column(value: dict[str, object]) -> bool:
-    """Say whether the objects in an object are columns, numbered from 0 as pandas writes them."""
+    """Say whether the objects in an object are columns with numbered rows, as pandas writes them.
+
+    The rows are numbered from 0, or, where some were removed, by numbers that are the same in all columns.
+    """
     keys = _keys(next(iter(value.values())))
-    return keys == [str(number) for number in range(len(keys))]
+    if keys == [str(number) for number in range(len(keys))]:
+        return True
+    is_numbered = all(map(str.isdecimal, keys)) and all(_keys(inner) == keys for inner in value.values())
+    return is_numbered and len(keys) >= len(value) and not all(map(str.isdecimal, value))
 
 
 def _keys(value: object) -> list[str]:

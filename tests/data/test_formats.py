@@ -71,6 +71,8 @@ def arrow_file(table: pa.Table) -> bytes:
         ("x.json", json.dumps({"id": [0, 1, 2], "body": SENTENCES})),
         ("x.json", json.dumps({"body": {str(i): s for i, s in enumerate(SENTENCES)}})),
         ("x.json", json.dumps({"a": OBJECTS[0], "b": OBJECTS[1], "c": OBJECTS[2]})),
+        ("x.json", json.dumps({"n": {"4": 0, "7": 1, "9": 2}, "body": dict(zip("479", SENTENCES, strict=True))})),
+        ("x.json", json.dumps({"4": OBJECTS[0], "7": OBJECTS[1], "9": OBJECTS[2]})),
         ("x.json", json.dumps({"columns": ["id", "body"], "data": [[1, sentence] for sentence in SENTENCES]})),
         ("x.json", json.dumps([[1, sentence] for sentence in SENTENCES])),
     ],
@@ -321,6 +323,8 @@ def test_what_is_no_text_is_refused_by_its_name(content: bytes, kind: str) -> No
 def test_text_with_tags_is_text() -> None:
     lines = ["<3 you", "<b>bold</b> move", "a < b", "plain", "more"]
     assert read("x.txt", "\n".join(lines).encode()) == lines
+    brackets = ['["Hm"] he said', "[sic] no"]
+    assert read("x.txt", "\n".join(brackets).encode()) == brackets
     dialogue = ["Anna: How are you?", "Ben: From here on, fine.", "", "1", "00:00 is midnight | or not"]
     assert read("x.txt", "\n".join(dialogue).encode()) == dialogue
 
