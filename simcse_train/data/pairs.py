@@ -132,8 +132,8 @@ def read_columns(
                         f"{table.listed}. Name the columns of the pairs {_wanted(roles)}."
                     )
             for number, row in rows:
-                if graded and row[-1] not in (None, ""):
-                    grades.add(str(row[-1]))
+                if graded and not _is_missing(row[-1]):
+                    grades.add(str(row[-1]).strip())
                     _require_one_grade(grades, graded, table.source)
                 if all(value is None or not str(value).strip() for value in row):
                     continue
@@ -178,6 +178,11 @@ def _score_beside(table: Records, columns: Mapping[str, str]) -> str | None:
         return None
     others = {plain_name(name): name for name in reversed(table.names) if name not in columns.values()}
     return next((others[name] for name in NAMES["score"] if name in others), None)
+
+
+def _is_missing(value: object) -> bool:
+    """Say whether a record has no value in a column; the second is NaN."""
+    return value is None or value != value or not str(value).strip()
 
 
 def _require_one_grade(grades: set[str], column: str, source: Source) -> None:
@@ -258,7 +263,7 @@ def parse_pair(values: Sequence[object], place: Place) -> Pair | None:
     Raises `InputError` if it is no number.
     """
     first, second, score = values
-    if score is None or not str(score).strip():
+    if _is_missing(score):
         return None
     try:
         label = float(score) if isinstance(score, int | float | Decimal) else as_number(str(score))

@@ -169,6 +169,21 @@ def test_a_column_of_lists_or_dates_beside_the_scores_is_no_score(tmp_path: Path
     assert read_pairs(tmp_path / "p.json") == PAIRS
 
 
+def test_a_missing_score_of_parquet_leaves_its_pair_out(tmp_path: Path) -> None:
+    first, second, score = zip(*PAIRS, ("e", "f", float("nan")), strict=True)
+    pq.write_table(pa.table({"s1": first, "s2": second, "score": score}), tmp_path / "p.parquet")
+    assert read_pairs(tmp_path / "p.parquet") == PAIRS
+
+
+def test_a_missing_grade_is_no_other_grade(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("s1,s2,label\na,b,1\nc,d, \ne,f, 1\n")
+    table = pa.table({"s1": ["a", "c", "e"], "s2": ["b", "d", "f"], "label": [1.0, float("nan"), 1.0]})
+    pq.write_table(table, tmp_path / "p.parquet")
+    for name in ("p.csv", "p.parquet"):
+        rows = read_columns(named(tmp_path / name, "--pairs"))
+        assert [tuple(row.values()) for _, row in rows] == [("a", "b"), ("c", "d"), ("e", "f")]
+
+
 def test_pairs_of_the_same_sentence_twice_are_refused(tmp_path: Path) -> None:
     (tmp_path / "p.tsv").write_text("a man\ta man\t1\na cat\ta cat\t2\nthe dog\tthe dog\t0\n")
     with pytest.raises(InputError, match="same sentence twice in each of its 3 pairs"):
