@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from simcse_train.config import TrainConfig, make_config
-from simcse_train.errors import InputError
+from simcse_train.errors import InputError, one_line
 
 NOT_TEXT = ("tag:yaml.org,2002:null", "tag:yaml.org,2002:merge")
 
@@ -34,7 +34,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"--config {path}: {error.strerror or error}. Check the path.") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"--config {path} is not valid YAML: {' '.join(str(error).split())}.") from None
+        raise InputError(f"--config {path} is not valid YAML: {one_line(error)}.") from None
     if not isinstance(settings, dict) or not isinstance(keys, yaml.MappingNode):
         raise InputError(f"--config {path} must hold settings, one 'name: value' per line.")
     first: dict[str, int] = {}  # the line of each key

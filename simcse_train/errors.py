@@ -41,3 +41,8 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, signal_number: int) -> None:
         super().__init__()
         self.signal_number = signal_number
+
+
+def one_line(error: BaseException) -> str:
+    """Return what an exception of a library says in one line, of at most 300 characters."""
+    return " ".join(str(error).split())[:300]

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from simcse_train.data.kinds import has_control_characters
 from simcse_train.data.records import Records
 from simcse_train.data.source import Source
+from simcse_train.errors import one_line
 
 ROWS = 4096
 PARQUET = b"PAR1"
@@ -65,7 +66,7 @@ def open_columnar(stream: BinaryIO, kind: str, source: Source) -> Records:
 
 
 def _damaged(source: Source, kind: str, error: Exception) -> Exception:
-    return source.error(f"is not a readable {kind} file ({' '.join(str(error).split())[:200]}). Write it again.")
+    return source.error(f"is not a readable {kind} file ({one_line(error)}). Write it again.")
 
 
 def _paths(schema: pa.Schema) -> dict[str, tuple[list[str], pa.DataType]]:

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
 from simcse_train.data.source import has_text_ending
-from simcse_train.errors import InputError
+from simcse_train.errors import InputError, one_line
 
 PREFIX = "hf://"
 FORM = "hf://datasets/OWNER/NAME, hf://datasets/OWNER/NAME@REVISION or hf://datasets/OWNER/NAME/data/*.parquet"
@@ -148,4 +148,4 @@ def _downloaded_before(entry: str, name: str, revision: str | None, reason: str)
 
 
 def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return f"{type(error).__name__}: {one_line(error)}"

@@ -19,6 +19,7 @@ from simcse_train.encoders.compiled.stack import Stack
 from simcse_train.encoders.encoder import Encoder, first_position, mode
 from simcse_train.encoders.packing import pack, positions
 from simcse_train.encoders.probing import LONG, SHORT
+from simcse_train.errors import one_line
 from simcse_train.randomness import seeded
 
 LENGTH = 150  # tokens of the probe's longest sentence: more than two of attention's blocks of queries
@@ -54,7 +55,7 @@ def use_kernels(encoder: Encoder, precision: str, accepted: str = "") -> str:
     except CannotCompile as error:
         return str(error)
     except Exception as error:  # whatever a model raises whose parts are not those of its family
-        return f"the probe failed ({' '.join(str(error).split())[:200]})"
+        return f"the probe failed ({one_line(error)})"
     if not found:
         encoder.stack = stack
     return found
@@ -115,7 +116,7 @@ def _objection(encoder: Encoder, other: States, precision: str) -> str:
     try:
         return difference(encoder, _present(encoder), other, list(encoder.model.parameters()), PRECISIONS[precision])
     except Exception as error:  # whatever a library raises for this GPU, these heads or this model
-        return f"the probe failed ({' '.join(str(error).split())[:200]})"
+        return f"the probe failed ({one_line(error)})"
 
 
 def _difference_of_kernels(encoder: Encoder, stack: Stack, precision: torch.dtype) -> str:

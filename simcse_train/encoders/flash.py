@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from simcse_train.encoders.packing import Packing
+from simcse_train.errors import one_line
 
 LIBRARY = "flash-attn"
 HALF = (torch.bfloat16, torch.float16)  # all that the kernels compute in
@@ -26,7 +27,7 @@ def installed() -> tuple[str, Callable[..., Tensor]] | str:
     try:
         return f"{LIBRARY} {version(LIBRARY)}", import_module("flash_attn").flash_attn_varlen_func
     except ImportError as error:  # of which a missing package is one, and one that was built for another torch
-        return f"{LIBRARY} is not installed, or not for this torch ({' '.join(str(error).split())[:200]})"
+        return f"{LIBRARY} is not installed, or not for this torch ({one_line(error)})"
 
 
 def fits(query: Tensor, packing: Packing, window: int | None, causal: bool) -> bool:

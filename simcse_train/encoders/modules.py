@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from simcse_train.encoders.pooling import MODES
-from simcse_train.errors import InputError
+from simcse_train.errors import InputError, one_line
 
 MODULES, PROMPTS, WEIGHTS = "modules.json", "config_sentence_transformers.json", "model.safetensors"
 # Old releases named the file after the model's family.
@@ -202,7 +202,7 @@ def _weighted(source: str, find: Find, kind: str, prefix: str) -> nn.Module:
             raise ValueError(f"{prefix}{WEIGHTS} is missing; weights must be safetensors files")
         module.load_state_dict(load_file(path))
     except (KeyError, ValueError, TypeError, RuntimeError, OSError, SafetensorError) as error:
-        raise _refused(source, f"its module {kind} can't be used ({' '.join(str(error).split())[:200]})") from None
+        raise _refused(source, f"its module {kind} can't be used ({one_line(error)})") from None
     return module
 
 
@@ -241,7 +241,7 @@ def _read_json(find: Find, name: str) -> object:
     try:
         content: object = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise InputError(f"{path} can't be read as JSON ({reason}). Restore it from where the encoder came.") from None
     return content
 

@@ -15,7 +15,7 @@ from simcse_train.encoders.attention import compute_first_tokens_in_last_layer, 
 from simcse_train.encoders.encoder import Encoder, mode
 from simcse_train.encoders.packing import pack
 from simcse_train.encoders.padding import accepted_inputs
-from simcse_train.errors import InputError
+from simcse_train.errors import InputError, one_line
 from simcse_train.randomness import seeded
 
 SHORT = (
@@ -202,7 +202,7 @@ def _fails_in_bfloat16(encoder: Encoder, batch: tuple[Tensor, Tensor], expected:
         with torch.autocast(encoder.device.type, torch.bfloat16):
             found = encoder.states(*batch).float()
     except Exception as error:  # whatever a model raises that is not made for it
-        return " ".join(str(error).split())[:200] or type(error).__name__
+        return one_line(error) or type(error).__name__
     if not found.isfinite().all():
         return "its states are not finite"
     # Two ways of rounding differ by a few units in the last of 8 bits, which layers amplify: a wrong mask is far off.
@@ -226,7 +226,7 @@ def check_shortest(encoder: Encoder, name: str) -> None:
         except Exception as error:  # whatever a model raises that is not made for it
             raise InputError(
                 f"The encoder {name}, of the type {encoder.model.config.model_type}, fails on sentences of {length} "
-                f"tokens ({' '.join(str(error).split())[:200]}). Choose another --model."
+                f"tokens ({one_line(error)}). Choose another --model."
             ) from None
 
 

@@ -12,7 +12,7 @@ from transformers.utils.hub import cached_file
 from simcse_train.config import STARTER
 from simcse_train.encoders.modules import MODULES
 from simcse_train.encoders.saving import ENCODER
-from simcse_train.errors import InputError
+from simcse_train.errors import InputError, one_line
 
 STARTER_FOLDER = Path(__file__).parent.parent / "starter"
 ADAPTER = "adapter_config.json"
@@ -68,7 +68,7 @@ class Source:
 
     def explain(self, error: BaseException) -> InputError:
         """Return the error that says why the files cannot be loaded, and what to do."""
-        reason = f"{type(error).__name__}: " + (" ".join(str(error).split())[:300] or "no reason is given")
+        reason = f"{type(error).__name__}: " + (one_line(error) or "no reason is given")
         if not self.is_folder and self.local_only:
             return InputError(
                 f"The encoder {self.name} is neither a folder here nor in the local Hugging Face cache, and the hub "

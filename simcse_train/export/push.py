@@ -8,7 +8,7 @@ from pathlib import Path
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
-from simcse_train.errors import InputError, SaveError
+from simcse_train.errors import InputError, SaveError, one_line
 from simcse_train.export.model_card import HUB_NAME
 from simcse_train.version import __version__
 
@@ -49,4 +49,4 @@ def push(folder: Path, name: str) -> str:
 
 
 def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+    return one_line(error)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from simcse_train.config import TrainConfig
-from simcse_train.errors import InputError, SaveError
+from simcse_train.errors import InputError, SaveError, one_line
 from simcse_train.report.html import make_environment
 from simcse_train.report.summary import Seen, Summary, summarise
 from simcse_train.runs.atomic import write_text
@@ -64,7 +64,7 @@ def report_at_end(run: Path, seen: Seen | None = None) -> None:
     except (InputError, SaveError) as error:
         logger.warning(f"The report page could not be written. {error}")
     except Exception as error:  # the encoder is trained and saved, and a page must not turn that into a failure
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error)
         logger.warning(f"The report page could not be written ({type(error).__name__}: {reason}).")
 
 

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from simcse_train.errors import SaveError
+from simcse_train.errors import SaveError, one_line
 
 PARTIAL = ".partial"  # being written, or being removed
 REPLACED = ".replaced"  # the previous folder, until the new one has its name
@@ -44,7 +44,7 @@ def write_folder(target: Path, write: Callable[[Path], None]) -> None:
             _restore(old, target)
         if not isinstance(error, Exception):  # tokenizers raises a bare Exception when the disk is full
             raise
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        reason = getattr(error, "strerror", None) or one_line(error)
         raise SaveError(f"{target} can't be written: {reason}. What was saved before is intact.") from error
 
 

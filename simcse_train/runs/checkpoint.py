@@ -27,7 +27,7 @@ from simcse_train.encoders.encoder import Encoder
 from simcse_train.encoders.head import projection_head
 from simcse_train.encoders.loading import load_encoder
 from simcse_train.encoders.saving import save_encoder
-from simcse_train.errors import InputError, SaveError
+from simcse_train.errors import InputError, SaveError, one_line
 from simcse_train.launcher import resuming
 from simcse_train.runs.atomic import PARTIAL, write_folder
 from simcse_train.runs.folder import (
@@ -193,7 +193,7 @@ def load_state(checkpoint: Path) -> State:
     try:
         return TypeAdapter(State).validate_json((checkpoint / STATE).read_bytes())
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error)
         raise InputError(f"{checkpoint / STATE} was not written by this version of simcse-train ({reason}).") from None
 
 
@@ -214,7 +214,7 @@ def load_checkpoint_encoder(checkpoint: Path, config: TrainConfig, *, packed: bo
         try:
             encoder.head.load_state_dict(load_file(head_file))
         except (OSError, RuntimeError, SafetensorError) as error:
-            reason = " ".join(str(error).split())[:300]
+            reason = one_line(error)
             raise InputError(f"{head_file} is not the head of this encoder ({reason}).") from None
     return encoder
 

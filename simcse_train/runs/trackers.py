@@ -20,6 +20,7 @@ from typing import Any
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
 from simcse_train.config import TrainConfig
+from simcse_train.errors import one_line
 from simcse_train.runs.atomic import write_text
 from simcse_train.runs.folder import METRICS
 from simcse_train.runs.metrics import read_metrics
@@ -75,7 +76,7 @@ def _follow(name: str, run: Path, config: TrainConfig, position: int, ended: thr
             position = _send(tracker, run / METRICS, position)
         tracker.finish()
     except (Exception, SystemExit) as error:  # of any kind: the libraries and their servers are not ours
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         logger.warning(f"--track {name} failed ({type(error).__name__}: {reason}); the run continues without it.")
 
 

@@ -18,7 +18,7 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from simcse_train.cache import cache_folder
-from simcse_train.errors import InputError
+from simcse_train.errors import InputError, one_line
 from simcse_train.runs.atomic import PARTIAL, flush
 from simcse_train.version import __version__
 
@@ -82,7 +82,7 @@ def _load(path: Path, shape: tuple[int, ...], dtype: type[T], mmap_mode: Literal
     try:
         found: NDArray[T] = np.load(path, mmap_mode=mmap_mode)
     except Exception as error:  # numpy evaluates the header, and a damaged one fails in many ways
-        raise ValueError(" ".join(str(error).split())) from None
+        raise ValueError(one_line(error)) from None
     if found.shape != shape or found.dtype != dtype:
         raise ValueError("it has another shape")
     return found

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from simcse_train.encoders.compiled.build import SOURCES, CannotCompile, compiled_file
+from simcse_train.errors import one_line
 
 STATES = {torch.bfloat16: "bf16", torch.float32: "float"}  # the types of states that kernels are compiled for
 SCALARS = {"int64_t": ctypes.c_int64, "uint32_t": ctypes.c_uint32, "float": ctypes.c_float}
@@ -90,7 +91,7 @@ def load(path: Path) -> Library:
     try:
         handle = ctypes.CDLL(str(path))
     except OSError as error:
-        raise CannotCompile(f"{' '.join(str(error).split())[:200]}") from None
+        raise CannotCompile(one_line(error)) from None
     handle.attention_scratch.restype = ctypes.c_int64
     return Library(
         path.stem[:12],
