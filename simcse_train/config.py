@@ -78,7 +78,7 @@ class TrainConfig(BaseModel):
         TEXT, "Pairs to learn from: anchor, positive and, if you have it, hard negative; alone or with --data.", "FILE"
     )
     text_column: str | None = _setting(
-        TEXT, "Column of csv, tsv, JSON, parquet or Arrow.", "NAME", auto="the only one with text"
+        TEXT, "Column with the sentences, of csv, tsv, JSON, parquet or Arrow.", "NAME", auto="the only one with text"
     )
     encoding: str | None = _setting(
         TEXT,
@@ -97,12 +97,12 @@ class TrainConfig(BaseModel):
     )
     pooling: Literal["auto", "cls", "mean", "last"] = _setting(
         ENCODER,
-        "Token states to one embedding.",
-        auto="auto, what the model's files say, else cls, or mean where the tokenizer has no first token",
+        "How the states of the tokens become one embedding.",
+        auto="auto, what the model's files say, else cls, or mean where the tokenizer puts no token first",
         default="auto",
     )
     projection: Literal["auto", "on", "off"] = _setting(
-        ENCODER, "Linear layer and tanh on top, in training only.", auto="auto, on for cls", default="auto"
+        ENCODER, "Projection head: linear layer and tanh, in training only.", auto="auto, on for cls", default="auto"
     )
     dropout: Unit | None = _setting(ENCODER, "Dropout of hidden states and attention.", "P", auto="the model's own")
 
@@ -113,36 +113,35 @@ class TrainConfig(BaseModel):
         default="auto",
     )
     temperature: Positive | None = _setting(
-        OBJECTIVE, "Divides the cosines.", "X", auto="0.05, or less where all cosines are high"
+        OBJECTIVE, "Temperature of the loss; it divides the cosines.", "X", auto="0.05, less where all cosines are high"
     )
     view: Literal["dropout", "repetition"] = _setting(
-        OBJECTIVE, "What makes a second view: dropout alone, or repeated words too.", default="dropout"
+        OBJECTIVE, "What makes two views of a sentence differ: dropout alone, or repeated words too.", default="dropout"
     )
     mask_similar: Annotated[float, Field(gt=0, lt=1)] | None = _setting(
-        OBJECTIVE,
-        "Quantile of the cosines between sentences before training above which none is a negative, such as 0.99.",
-        "Q",
-        auto="off",
+        OBJECTIVE, "Leave out negatives above this quantile of the cosines before training, e.g. 0.99.", "Q", auto="off"
     )
     start_weight: Share | None = _setting(
-        OBJECTIVE, "Share of the start's targets in the loss.", "X", of={"relational": 0.5, "soft": 1}
+        OBJECTIVE, "Share of the loss with targets from before training.", "X", of={"relational": 0.5, "soft": 1}
     )
     start_temperature: Positive | None = _setting(
-        OBJECTIVE, "Divides the cosines before training.", "X", of={"relational": 0.1, "soft": 0.04}
+        OBJECTIVE, "Temperature of the targets from before training.", "X", of={"relational": 0.1, "soft": 0.04}
     )
     neighbours: Annotated[int, Field(ge=0, le=100)] | None = _setting(
-        OBJECTIVE, "Nearest neighbours of a sentence to use.", "K", of={"relational": 5, "soft": 0, "neighbours": 5}
+        OBJECTIVE, "Nearest neighbours to use for each sentence.", "K", of={"relational": 5, "soft": 0, "neighbours": 5}
     )
     tau_plus: Unit | None = _setting(
-        OBJECTIVE, "Assumed share of sentences with the anchor's meaning.", "P", of={"debiased": 0.1}
+        OBJECTIVE, "Assumed share of sentences that mean the same as a given one.", "P", of={"debiased": 0.1}
     )
     beta: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = _setting(
-        OBJECTIVE, "Weight of hard negatives.", "X", of={"debiased": 0}
+        OBJECTIVE, "How much more hard negatives weigh; 0: no more.", "X", of={"debiased": 0}
     )
     queue_size: Count | None = _setting(
-        OBJECTIVE, "Past sentences that are negatives too.", "N", auto="2.5 batches for queue", of={"queue": 0}
+        OBJECTIVE, "Sentences of past batches as further negatives.", "N", auto="2.5 batches for queue", of={"queue": 0}
     )
-    momentum: Unit | None = _setting(OBJECTIVE, "Of the slow encoder behind the queue.", "X", of={"queue": 0.995})
+    momentum: Unit | None = _setting(
+        OBJECTIVE, "Momentum of the slow encoder that fills the queue.", "X", of={"queue": 0.995}
+    )
 
     epochs: Count | None = _setting(
         OPTIMISATION, "Passes through the text.", "N", auto="1; with a few pairs alone, enough for 40 steps"
@@ -151,30 +150,30 @@ class TrainConfig(BaseModel):
     batch_size: Annotated[int, Field(ge=2)] = _setting(OPTIMISATION, "Sentences in a batch.", "N", default=64)
     micro_batch_size: Count | None = _setting(
         OPTIMISATION,
-        "Sentences in memory at once; the gradient stays that of the batch.",
+        "Sentences computed at once, to save memory; the gradients are those of the whole batch.",
         "N",
         auto="the whole batch",
     )
     learning_rate: Positive | None = _setting(
         OPTIMISATION,
-        "Peak; falls linearly to 0.",
+        "Highest learning rate; it falls linearly to 0.",
         "X",
         auto="3e-5, less in a long run of a tuned encoder on general text",
     )
-    warmup_ratio: Unit = _setting(OPTIMISATION, "Share of the steps with a rising rate.", "X", default=0.0)
+    warmup_ratio: Unit = _setting(OPTIMISATION, "Share of the steps with a rising learning rate.", "X", default=0.0)
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = _setting(
-        OPTIMISATION, "Decoupled, of matrices only.", "X", default=0.0
+        OPTIMISATION, "AdamW's weight decay; only matrices decay.", "X", default=0.0
     )
     max_grad_norm: Positive = _setting(OPTIMISATION, "Gradients are clipped to this norm.", "X", default=1.0)
     seed: Annotated[int, Field(ge=0, lt=2**32)] = _setting(
-        OPTIMISATION, "Decides order, dropout and head.", "N", default=42
+        OPTIMISATION, "Seed of the order, of dropout and of a new head.", "N", default=42
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = _setting(
-        OPTIMISATION, "Arithmetic of the encoder.", auto="auto, the device's fastest", default="auto"
+        OPTIMISATION, "Number format of the encoder's arithmetic.", auto="auto, the device's fastest", default="auto"
     )
     kernels: Literal["auto", "compile", "off"] = _setting(
         OPTIMISATION,
-        "Compute by kernels that the system's C++ compiler makes; compile: by torch.compile, on a GPU.",
+        "Compute with kernels that the system's C++ compiler makes; compile: with torch.compile, on a GPU.",
         auto="auto, on a CPU where they fit",
         default="auto",
     )
@@ -187,19 +186,20 @@ class TrainConfig(BaseModel):
     )
     patience: Count | None = _setting(
         EVALUATION,
-        "Stop after this many evaluations without improvement, of the score, or without pairs of the verdict.",
+        "Stop after this many evaluations in a row without improvement: of the score of --eval, or, without --eval, "
+        "of the verdict.",
         "N",
         auto="never",
     )
-    eval_every: Count = _setting(EVALUATION, "Steps between measurements.", "N", default=250)
+    eval_every: Count = _setting(EVALUATION, "Steps between evaluations.", "N", default=250)
 
-    output: str | None = _setting(SAVING, "Run folder.", "DIR", auto="runs/<model>-<date>-<time>")
+    output: str | None = _setting(SAVING, "Folder to write the run to.", "DIR", auto="runs/<model>-<date>-<time>")
     save_every: Count = _setting(SAVING, "Steps between checkpoints.", "N", default=500)
     save_minutes: Positive | None = _setting(SAVING, "Minutes between checkpoints, in addition to --save-every.", "M")
     keep: Count = _setting(SAVING, "Newest checkpoints to keep, in addition to the best.", "N", default=2)
     log_every: Count = _setting(SAVING, "Steps between lines of metrics.jsonl.", "N", default=10)
     track: Trackers = _setting(
-        SAVING, "Send metrics to a tracker too.", "tensorboard|wandb|mlflow|trackio", auto="none", default=[]
+        SAVING, "Experiment tracker for the metrics too.", "tensorboard|wandb|mlflow|trackio", auto="none", default=[]
     )
 
     @field_validator("model", "pairs", "eval", "output", mode="before")

@@ -30,7 +30,8 @@ PoolingOption = Annotated[
     str,
     typer.Option(
         metavar="WAY",
-        help="auto, cls, mean or last; auto: as the model's files say, else cls, or mean without a first token.",
+        help="auto, cls, mean or last; auto: as the model's files say, else cls, or mean where the tokenizer puts no "
+        "token before a sentence.",
     ),
 ]
 

@@ -30,10 +30,10 @@ JUDGED = 500  # questions that a file of labels answers
 KEYS: dict[str, Side] = {"1": "left", "2": "right", "b": "both", "n": "neither"}
 
 
-@app.command("compare")
+@app.command("compare", short_help="Judge which of two encoders finds better neighbours.")
 def compare_command(
     old: EncoderArgument,
-    new: Annotated[str, typer.Argument(metavar="NEW", help="The encoder to compare it with.")],
+    new: Annotated[str, typer.Argument(metavar="NEW", help="The encoder to compare with the first.")],
     data: Annotated[
         list[str], typer.Option(metavar="PATH", help="Text: file, folder, glob or hf://datasets/OWNER/NAME.")
     ],
@@ -41,17 +41,24 @@ def compare_command(
     encoding: EncodingOption = None,
     questions: Annotated[
         int | None,
-        typer.Option(metavar="N", min=1, help="Questions, those answered before included. [default: no end]"),
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Stop after N questions, earlier answers included. [default: no end; 500 with --judge]",
+        ),
     ] = None,
     answers: Annotated[
         Path | None, typer.Option(metavar="FILE.jsonl", help="Where answers are kept. [default: compare-<hash>.jsonl]")
     ] = None,
     judge: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Answer from scored pairs, or from labels with --label-column.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Answer from this file of scored pairs, or of labels with --label-column."),
     ] = None,
-    label_column: Annotated[str | None, typer.Option(metavar="NAME", help="Column of --judge with labels.")] = None,
+    label_column: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Column of the --judge file that has the labels.")
+    ] = None,
     judge_text_column: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Column of --judge with sentences.")
+        str | None, typer.Option(metavar="NAME", help="Column of the --judge file that has the sentences.")
     ] = None,
     write_eval: Annotated[
         Path | None, typer.Option(metavar="FILE.jsonl", help="Write the answers as labelled pairs for --eval.")

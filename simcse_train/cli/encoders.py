@@ -27,14 +27,14 @@ SearchedText = Annotated[
 ]
 
 
-@app.command("evaluate")
+@app.command("evaluate", short_help="Score an encoder on STS, transfer tasks, pairs or labels.")
 def evaluate_command(
     encoder: EncoderArgument,
     data: Annotated[
         Path, typer.Option(metavar="PATH", help="Folder with the STS or transfer sets, or a file of pairs or labels.")
     ],
     pooling: PoolingOption = "auto",
-    tasks: Annotated[str, typer.Option(metavar="sts|transfer", help="Which of SentEval's sets.")] = "sts",
+    tasks: Annotated[str, typer.Option(metavar="sts|transfer", help="Which data sets of SentEval to score.")] = "sts",
     label_column: Annotated[
         str | None, typer.Option(metavar="NAME", help="--data is a table of sentences; this column has their labels.")
     ] = None,
@@ -72,15 +72,21 @@ def evaluate_command(
             typer.echo(found)
 
 
-@app.command("encode")
+@app.command("encode", short_help="Write the embeddings of a text, one row per record.")
 def encode_command(
     encoder: EncoderArgument,
-    source: Annotated[str, typer.Argument(metavar="INPUT", help="Text or table, or - for standard input.")],
-    target: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Ends in .npy, .safetensors or .parquet.")],
+    source: Annotated[
+        str, typer.Argument(metavar="INPUT", help="File to encode: text or table, or - for standard input.")
+    ],
+    target: Annotated[
+        Path, typer.Argument(metavar="OUTPUT", help="File to write; its name ends in .npy, .safetensors or .parquet.")
+    ],
     text_column: TextColumnOption = None,
     encoding: EncodingOption = None,
     normalize: Annotated[bool, typer.Option(help="Scale every row to length 1.")] = True,
-    precision: Annotated[str, typer.Option(metavar="fp32|bf16", help="Of products; bf16 is faster.")] = "fp32",
+    precision: Annotated[
+        str, typer.Option(metavar="fp32|bf16", help="Number format of matrix products; bf16 is faster.")
+    ] = "fp32",
     pooling: PoolingOption = "auto",
 ) -> None:
     """Write one float32 row per record of a text."""
@@ -107,7 +113,7 @@ def encode_command(
             typer.echo(f"Wrote {rows:,} rows of {width} to {target}.")
 
 
-@app.command("search")
+@app.command("search", short_help="Find the sentences of a text nearest to a query.")
 def search_command(
     encoder: EncoderArgument,
     query: Annotated[

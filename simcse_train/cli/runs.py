@@ -11,12 +11,19 @@ from simcse_train.cli.app import EncodingOption, TextColumnOption, app, import_q
 from simcse_train.errors import InputError
 
 
-@app.command("export")
+@app.command("export", short_help="Write the encoder of a run as a folder, or as ONNX.")
 def export_command(
-    source: Annotated[Path, typer.Argument(metavar="RUN_OR_CHECKPOINT", help="With --format onnx also an encoder.")],
-    target: Annotated[Path, typer.Argument(metavar="OUT")],
-    checkpoint: Annotated[str | None, typer.Option(metavar="WHICH", help="best or last. [default: best]")] = None,
-    format: Annotated[str, typer.Option(metavar="safetensors|onnx", help="Form of the weights.")] = "safetensors",
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="RUN_OR_CHECKPOINT", help="A run or a checkpoint; with --format onnx also an encoder."),
+    ],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write the encoder to.")],
+    checkpoint: Annotated[
+        str | None, typer.Option(metavar="WHICH", help="Which checkpoint of a run: best or last. [default: best]")
+    ] = None,
+    format: Annotated[
+        str, typer.Option(metavar="safetensors|onnx", help="File format of the weights.")
+    ] = "safetensors",
     int8: Annotated[bool, typer.Option("--int8", help="With --format onnx: weights of eight bits.")] = False,
     data: Annotated[
         list[str] | None,
@@ -67,7 +74,7 @@ def export_command(
         typer.echo(f"Uploaded {target} to {hub.push(target, push)}.")
 
 
-@app.command("report")
+@app.command("report", short_help="Write one or several runs as one HTML page.")
 def report_command(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN [RUN ...]", help="Run folders, finished or not.")],
 ) -> None:

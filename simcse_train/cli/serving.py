@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from starlette.routing import BaseRoute
 
 PORT = 8000
-ServeOption = Annotated[bool, typer.Option("--serve", help="Open a page for the browser of this machine.")]
+ServeOption = Annotated[bool, typer.Option("--serve", help="Serve a page that a browser of this machine can open.")]
 PortOption = Annotated[
-    int | None, typer.Option(metavar="N", min=1024, max=65535, help=f"With --serve: its port. [default: {PORT}]")
+    int | None,
+    typer.Option(metavar="N", min=1024, max=65535, help=f"With --serve: port of the page. [default: {PORT}]"),
 ]
 
 

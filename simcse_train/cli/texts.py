@@ -12,12 +12,12 @@ from simcse_train.config import STARTER, TrainConfig, make_config
 _DEFAULTS = {name: field.default for name, field in TrainConfig.model_fields.items()}
 
 
-@app.command("inspect")
+@app.command("inspect", short_help="Look at a text and an encoder before training.")
 def inspect_command(
     data: Annotated[
         list[str], typer.Option(metavar="PATH", help="Text: file, folder, glob or hf://datasets/OWNER/NAME.")
     ],
-    model: Annotated[str, typer.Option(metavar="NAME_OR_PATH", help="Encoder to look at the text with.")] = STARTER,
+    model: Annotated[str, typer.Option(metavar="NAME_OR_PATH", help="Encoder to embed the text with.")] = STARTER,
     text_column: TextColumnOption = None,
     encoding: EncodingOption = None,
     max_length: Annotated[int, typer.Option(metavar="N", help="Tokens after which a sentence is cut.")] = _DEFAULTS[

@@ -5,6 +5,7 @@ import re
 import pytest
 from pydantic.fields import FieldInfo
 
+from simcse_train.cli.app import app
 from simcse_train.config import TrainConfig, choices, option
 from tests.cli.test_commands import run
 
@@ -43,3 +44,14 @@ def _group(field: FieldInfo) -> object:
 
 def test_help_lists_the_commands_apart_from_the_settings(sections: dict[str, str]) -> None:
     assert {"export", "evaluate", "encode"} <= set(sections["Commands"].split())
+
+
+def test_help_shows_the_summary_of_every_command_whole(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run("--help") == 0
+    shown = capsys.readouterr().out.split("Commands:\n")[1].splitlines()
+    summaries = dict(line.split(maxsplit=1) for line in shown)
+    assert set(summaries) == {command.name for command in app.registered_commands}
+    assert not [summary for summary in summaries.values() if summary.endswith("...") or len(summary) > 60]
