@@ -20,7 +20,10 @@ class TrainingError(Exception):
 
 
 class ProcessLost(TrainingError):
-    """Another of several processes died (exit status 1); `is_first_left` on one of those that are left on a machine."""
+    """Another process died (exit status 1).
+
+    `is_first_left` is true on the first surviving process of each machine, which prints the message.
+    """
 
     def __init__(self, message: str, *, is_first_left: bool) -> None:
         super().__init__(message)
