@@ -33,7 +33,7 @@ from simcse_train.training.stopping import StopRequests
 SENTENCES = ["a man rides a horse", "the cat", "a dog runs over the field", "rain", "two women talk"]
 
 
-@pytest.mark.parametrize("objective", sorted(set(OBJECTIVES) - {"auto"}))
+@pytest.mark.parametrize("objective", sorted(OBJECTIVES))
 @pytest.mark.parametrize("pooling", ["cls", "mean", "max", "mean_sqrt_len+weightedmean+last"])
 def test_a_step_asks_its_device_for_no_value(tiny: Path, objective: str, pooling: str) -> None:
     encoder = load_encoder(tiny)
