@@ -107,7 +107,7 @@ class TrainConfig(BaseModel):
     dropout: Unit | None = _setting(ENCODER, "Dropout of hidden states and attention.", "P", auto="the model's own")
 
     objective: Literal["auto", "ntxent", "infonce", "debiased", "soft", "relational", "neighbours", "queue"] = _setting(
-        OBJECTIVE, "Loss on the text (infonce: equation 1).", auto="auto, what suits encoder and text", default="auto"
+        OBJECTIVE, "Loss on the text; infonce is the paper's.", auto="auto, what suits encoder and text", default="auto"
     )
     temperature: Positive | None = _setting(
         OBJECTIVE, "Temperature of the loss; it divides the cosines.", "X", auto="0.05, less where all cosines are high"
