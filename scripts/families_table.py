@@ -39,19 +39,23 @@ def main() -> None:
     warnings.simplefilter("ignore")
     print(f"""# Encoder families
 
-Made by `scripts/families_table.py` with transformers {transformers.__version__}. `tests/encoders/test_matrix.py` holds
-for every family that is used: its states are those of `AutoModel` on padded batches of 8, 70 and 600 tokens, steps in
-each precision lower the loss, and what is saved gives the same embeddings in sentence-transformers.
+Made by `scripts/families_table.py` with transformers {transformers.__version__}. `tests/encoders/test_matrix.py` tests
+each family that is not refused. Its states are those of `AutoModel` on padded batches of 8, 70 and 600 tokens, training
+steps in each precision lower the loss, and the saved encoder gives the same embeddings in sentence-transformers.
 
-- packed: no padding is computed.
-- padded: rows of like length share a padded batch, in up to four groups.
-- equal lengths: the model's states depend on the padding beside a sentence, so a batch holds rows of one length;
-  sentence-transformers gives the same embeddings with `batch_size=1`.
+The column "batches" says how sentences of different lengths are computed together:
 
-The pooling is what `--pooling auto` means for a model without sentence-transformers files: the first token's state, the
-last one's where the model reads from left to right, and the mean where the tokenizer puts no token before a sentence.
+- packed: in one row without padding.
+- padded: in up to four padded batches, each of sentences of similar length.
+- equal lengths: in batches of sentences of one length, because the model's states depend on padding. For the same
+  embeddings in sentence-transformers, use `batch_size=1` there.
+
+The column "pooling" says what `--pooling auto` means for a model without sentence-transformers files. `cls` is the
+state of the first token. `last` is that of the last token, for models that read from left to right. `mean` is the mean
+of all states, for tokenizers that put no token before a sentence.
+
 Each family is tested with the kind of tokenizer that it has: WordPiece, byte-level BPE, a unigram model, or BPE with
-single bytes. esm, flaubert, roformer and xlm are tested with WordPiece.
+single bytes. The exceptions are esm, flaubert, roformer and xlm, which are tested with WordPiece.
 
 | family | batches | pooling | precision | note |
 |---|---|---|---|---|""")
