@@ -31,10 +31,10 @@ class ProcessLost(TrainingError):
 
 
 class Stopped(Exception):
-    """A signal stopped the run after its state was saved (exit status 128 plus the signal's number)."""
+    """A signal stopped a command, or a run after its state was saved (exit status 128 plus the signal's number)."""
 
-    def __init__(self, signal_number: int, run: Path) -> None:
-        super().__init__(f"Stopped. To continue: {resuming(run)}")
+    def __init__(self, signal_number: int, run: Path | None = None) -> None:
+        super().__init__("Stopped." if run is None else f"Stopped. To continue: {resuming(run)}")
         self.signal_number = signal_number
 
 

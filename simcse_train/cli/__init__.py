@@ -187,9 +187,8 @@ def main() -> NoReturn:
                 )
         with StopRequests():  # every command, not only training, removes what it has half-written
             sys.exit(app(standalone_mode=False) or DONE)
-    except (typer.Abort, KeyboardInterrupt) as error:
-        interrupt = error.__cause__ if isinstance(error, typer.Abort) else error
-        _exit("Stopped.", SIGNALLED + getattr(interrupt, "signal_number", signal.SIGINT))
+    except (typer.Abort, KeyboardInterrupt):
+        _exit("Stopped.", SIGNALLED + signal.SIGINT)
     except InputError as error:
         _exit(str(error), WRONG_INPUT)
     except Stopped as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import signal
 from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
@@ -13,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from simcse_train.data.files import find_files
-from simcse_train.errors import InputError
+from simcse_train.errors import InputError, Stopped
 
 if TYPE_CHECKING:
     from simcse_train.encoders.encoder import Encoder
@@ -54,6 +55,13 @@ class GroupedHelp(TyperGroup):
             if name and Path(name).exists():
                 raise InputError(f"{name} stands in the place of a command. To train on it: simcse-train --data {name}")
         return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command; raises `Stopped` after a signal, since typer ends any interrupt in silence with 130."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise Stopped(getattr(error, "signal_number", signal.SIGINT)) from None
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write one section per group, then the commands."""

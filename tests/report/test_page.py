@@ -174,7 +174,7 @@ def test_neighbours_that_changed_are_marked_and_the_rest_is_not(hostile_run: Pat
 def test_a_measure_of_the_start_alone_has_no_value_after_training(hostile_run: Path) -> None:
     page = write_report([hostile_run]).read_text(encoding="utf-8")
     cells = dict(re.findall(r"<tr><td>([a-z ]+)</td>\s*<td>([^<]*)</td>", page))
-    assert re.fullmatch(r"-?\d\.\d{4}", cells["hardest negative"])
+    assert re.fullmatch(r"-?\d\.\d{4}", cells["hardness"])
     assert re.fullmatch(r"-?\d\.\d{4} &rarr; -?\d\.\d{4}", cells["uniformity"])
 
 

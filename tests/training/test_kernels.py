@@ -92,8 +92,6 @@ def test_the_optimiser_is_told_of_every_word_that_has_a_gradient(
     steps = 8 if "pairs" in changes else 3  # step 8 is the first with pairs
     train(settings(text, small, tmp_path / "run", max_steps=steps, **changes))
     assert len(words) == steps
-    assert words[0].grad is not None
-    assert not words[0].grad.any()
 
 
 def test_a_loss_that_is_not_finite_is_found(text: Path, small: Path, tmp_path: Path) -> None:
