@@ -50,8 +50,9 @@ def _as_text(value: object) -> object:
 
 
 def _as_list(value: object) -> object:
-    entries = [value] if isinstance(value, str | Path) else value
-    return [_as_text(entry) for entry in entries] if isinstance(entries, list | tuple) else entries
+    if not isinstance(value, str | Path | list | tuple):
+        raise ValueError("give a name or a list of names; sentences and tables are read from files")
+    return [_as_text(entry) for entry in ([value] if isinstance(value, str | Path) else value)]
 
 
 Paths = Annotated[list[str], BeforeValidator(_as_list)]

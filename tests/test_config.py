@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -20,6 +22,14 @@ def test_defaults_are_those_of_the_paper_for_unsupervised_bert() -> None:
     assert (config.batch_size, peak_rate(config), config.epochs, config.max_length) == (64, 3e-5, None, 32)
     temperature = objective_setting(config, "temperature")
     assert (temperature, config.warmup_ratio, config.weight_decay, config.max_grad_norm) == (0.05, 0, 0, 1)
+
+
+def test_sentences_and_tables_in_the_place_of_names_are_refused() -> None:
+    for data in (np.array(["a man"]), pa.table({"text": ["a man"]}), iter(["a man"])):
+        with pytest.raises(
+            InputError, match="give a name or a list of names; sentences and tables are read from files"
+        ):
+            make_config({"data": data})
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.name)

@@ -67,14 +67,21 @@ def train_command(
 
     simcse-train --data corpus.txt trains; the commands below use what was trained.
     """
+    given = {name: value for name, value in settings.items() if value not in (None, [], ())}
     if context.invoked_subcommand is not None:
+        of_training = [*map(option, given), *(["--config"] if config else []), *(["--resume"] if resume else [])]
+        if of_training:
+            command = context.invoked_subcommand
+            raise InputError(
+                f"{of_training[0]} stands before {command}, where it is an option of a training. Put it after "
+                f"{command}, if that has it (simcse-train {command} --help), or leave it out."
+            )
         if launcher.rank() > 0 and context.invoked_subcommand not in SHARED:
             raise typer.Exit(DONE)
         return
     if version:
         typer.echo(f"simcse-train {__version__}")
         return
-    given = {name: value for name, value in settings.items() if value not in (None, [], ())}
     from_file: dict[str, Any] = read_settings(config) if config else {}
     if resume is None and not given and not config:
         typer.echo(context.get_help())
@@ -209,9 +216,11 @@ def main() -> NoReturn:
     except Exception as error:
         if hasattr(error, "format_message"):  # a usage error of click, which typer has under several names
             message = error.format_message().rstrip(".")
+            listed = "commands" if message.startswith("No such command") else "options"
+            end = "" if message.endswith("?") else "."
             context = getattr(error, "ctx", None)
             named = f" {context.info_name}" if context is not None and context.parent is not None else ""
-            _exit(f"{message}. The options are listed by simcse-train{named} --help.", WRONG_INPUT)
+            _exit(f"{message}{end} The {listed} are listed by simcse-train{named} --help.", WRONG_INPUT)
         raise
 
 

@@ -117,7 +117,7 @@ def encode_command(
 def search_command(
     encoder: EncoderArgument,
     query: Annotated[
-        str | None, typer.Argument(metavar="[QUERY]", help="Without it, queries are read from standard input.")
+        str | None, typer.Argument(metavar="QUERY", help="Without it, queries are read from standard input.")
     ] = None,
     data: SearchedText = ...,  # type: ignore[assignment]  # required, after an argument that is not
     text_column: TextColumnOption = None,

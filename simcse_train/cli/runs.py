@@ -76,7 +76,7 @@ def export_command(
 
 @app.command("report", short_help="Write one or several runs as one HTML page.")
 def report_command(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN [RUN ...]", help="Run folders, finished or not.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders, finished or not.")],
 ) -> None:
     """Write a run, or several side by side, as one HTML page that opens offline."""
     for run in runs:

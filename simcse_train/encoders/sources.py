@@ -72,8 +72,7 @@ class Source:
         if not self.is_folder and self.local_only:
             return InputError(
                 f"The encoder {self.name} is neither a folder here nor in the local Hugging Face cache, and the hub "
-                "can't be reached. Give the path of a downloaded model, go online, or use the bundled encoder: "
-                f"--model {STARTER}."
+                f"can't be reached. Give the path of a downloaded model, go online, or use the bundled one, {STARTER}."
             )
         known = self._missing_weights() or self._missing_tokenizer()
         if known is not None:
@@ -82,12 +81,17 @@ class Source:
         return InputError(
             f"The encoder {self.name} can't be loaded or used as an encoder ({reason}). "
             + ("" if has_weights else "Weights must be safetensors files. ")
-            + f"Check the {'folder' if self.is_folder else 'name'}, or use --model {STARTER}."
+            + f"Check the {'folder' if self.is_folder else 'name'}, or use the bundled encoder, {STARTER}."
         )
 
     def _missing_weights(self) -> InputError | None:
         if any(self.find_of_model(f"model.safetensors{end}") for end in ("", ".index.json")):
             return None
+        if self.is_folder and any(Path(self.place).glob("onnx/*.onnx")):
+            return InputError(
+                f"The encoder {self.name} is an export to ONNX, without the weights that are read here. Give the run or "
+                "the model that it was exported from."
+            )
         pickled = [name for name in ("pytorch_model.bin", "pytorch_model.bin.index.json") if self.find_of_model(name)]
         if not pickled:
             return None
@@ -136,7 +140,9 @@ def _find(name: str) -> str:
             "or simcse-train wrote."
         )
     if len(path.parts) > 2 or path.is_absolute() or name.startswith((".", "~")):
-        raise InputError(f"The encoder {name}: there is no such folder. Check the path, or use --model {STARTER}.")
+        raise InputError(
+            f"The encoder {name}: there is no such folder. Check the path, or use the bundled encoder, {STARTER}."
+        )
     return name
 
 

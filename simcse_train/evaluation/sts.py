@@ -68,7 +68,7 @@ def evaluate(encoder: Encoder, data: Path, encoding: str | None = None, *, show_
     if not any(row.pairs for row in rows):
         raise InputError(
             f"--data {data} holds none of the STS sets. Give SentEval's data/downstream, a folder with "
-            "STSBenchmark/sts-test.csv, or a file of your own pairs."
+            "STSBenchmark/sts-test.csv (not that folder itself, but the one above it), or a file of your own pairs."
         )
     scores = [row.score for row in rows if row.score is not None and not row.missing]
     if len(scores) == len(rows):

@@ -34,6 +34,7 @@ from simcse_train.runs.folder import (
     CHECKPOINTS,
     CONFIG,
     ENCODER,
+    LOCK,
     checkpoint_path,
     checkpoints,
     in_its_run,
@@ -164,6 +165,10 @@ def find_checkpoint(path: Path) -> tuple[Path, list[str]]:
         )
     if (path / CONFIG).exists():
         raise InputError(f"{path} was stopped before its first checkpoint. Start it again: {resuming(path)}")
+    if (path / LOCK).exists():
+        raise InputError(
+            f"{path} was stopped before the run began, and nothing is lost. Give the command that started it again."
+        )
     raise InputError(
         f"{path} is not a run: it has no checkpoints folder. Give the folder that simcse-train wrote, such as "
         "runs/NAME."

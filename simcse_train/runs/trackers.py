@@ -61,7 +61,10 @@ def _follow(name: str, run: Path, config: TrainConfig, position: int, ended: thr
     """Send each line that appears in `metrics.jsonl` after a position in bytes, until the run has ended."""
     try:
         if find_spec(name) is None:
-            logger.warning(f"--track {name}: the package {name} is not installed, so nothing is tracked with it.")
+            logger.warning(
+                f"--track {name}: the package {name} is not installed, so nothing is tracked with it. To install all "
+                "trackers: pip install 'simcse-train[track]'"
+            )
             return
         is_resumed = name in _identities(run)
         tracker = _start(name, run)

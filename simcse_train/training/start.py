@@ -49,6 +49,8 @@ def train(config: TrainConfig, encoder: Encoder | None = None) -> Run:
     ONEDNN_PRIMITIVE_CACHE_CAPACITY=96 in the environment, as the command line sets them, bound that.
     """
     run: Path | None = None
+    if not isinstance(config, TrainConfig):
+        raise InputError(f"train takes its settings as TrainConfig(data=[...], ...), not as {type(config).__name__}.")
     if encoder is not None:
         config = config.model_copy(update={"model": encoder.source or type(encoder.model).__name__})
     with one_training(), distributed.connected(lambda: _how_to_continue(run)):

@@ -53,7 +53,19 @@ def test_a_usage_error_names_the_help_of_its_command_and_says_how_a_text_is_give
     assert refused(capsys, "--foo").endswith("No such option: --foo. The options are listed by simcse-train --help.")
     assert f"To train on it: simcse-train --data {text}" in refused(capsys, text)
     assert refused(capsys, "train", "--data", text) == "train is no command: simcse-train --data FILE does that."
-    assert "No such command 'nothing'" in refused(capsys, "nothing")
+    assert "No such command 'nothing'. The commands are listed by simcse-train --help." in refused(capsys, "nothing")
+    assert "Did you mean 'encode'? The commands are" in refused(capsys, "encod", "a")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--text-column", "subject"), ("--batch-size", -3), ("--resume", "x"), ("--config", "x")]
+)
+def test_an_option_of_a_training_before_another_command_is_refused(
+    capsys: pytest.CaptureFixture[str], option: str, value: object
+) -> None:
+    said = refused(capsys, "--seed", 1, option, value, "encode", "starter", __file__, "x.npy")
+    assert said.startswith("--seed stands before encode, where it is an option of a training. Put it after encode")
+    assert refused(capsys, option, value, "encode", "starter", __file__, "x.npy").startswith(f"{option} stands before")
 
 
 @pytest.mark.parametrize("command", [[], ["--resume"], ["report"], ["evaluate", "--data", __file__]])
@@ -140,7 +152,7 @@ def test_an_unknown_model_is_refused_at_once_without_a_network(tmp_path: Path, t
     )
     assert done.returncode == 2
     assert "hub can't be reached" in done.stderr
-    assert "--model starter" in done.stderr
+    assert "or use the bundled one, starter." in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -280,3 +280,11 @@ def test_a_checkpoint_that_does_not_read_back_ends_the_run(
     config = {"data": str(text), "model": str(tiny), "output": str(tmp_path / "run"), "batch_size": 8, "max_steps": 1}
     with pytest.raises(SaveError, match=r"written but does not read back: optimizer.safetensors is damaged. Check the"):
         train(make_config(config))
+
+
+def test_a_run_that_was_killed_before_it_began_is_said_to_be_started_again(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is not a run"):
+        run_to_resume(tmp_path)
+    (tmp_path / LOCK).touch()
+    with pytest.raises(InputError, match="was stopped before the run began, and nothing is lost. Give the command"):
+        run_to_resume(tmp_path)

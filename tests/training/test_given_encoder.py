@@ -343,3 +343,9 @@ def test_a_second_training_in_the_same_process_is_refused(
     assert not (tmp_path / "other").exists()
     monkeypatch.setattr(prepare, "open_texts", open_texts)
     train(settings(text, tiny, tmp_path / "other", max_steps=1))
+
+
+def test_settings_that_are_no_settings_are_refused(text: Path) -> None:
+    for config in ({"data": [str(text)]}, str(text)):
+        with pytest.raises(InputError, match=r"takes its settings as TrainConfig\(data=\[...\], ...\), not as"):
+            train(config)  # type: ignore[arg-type]
