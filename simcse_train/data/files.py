@@ -44,8 +44,9 @@ def find_files(data: Iterable[str], option: str = "--data") -> list[Path]:
             else:
                 matches = glob.glob(str(path), recursive=True)  # noqa: PTH207 (also absolute patterns)
                 files = sorted(Path(match) for match in matches if Path(match).is_file())
-                is_pattern = glob.has_magic(str(path))
-                hint = "no file matches this pattern" if is_pattern else "there is no such file"
+                hint = "there is no such file"
+                if glob.has_magic(str(path)):
+                    hint += ", nor one that matches it as a pattern"
                 if option == "--data" and len(path.parts) == 2 and not path.suffix:
                     hint += f", and a text on the Hugging Face hub is named {hub.PREFIX}datasets/{entry}"
         except (OSError, ValueError) as error:

@@ -89,8 +89,8 @@ class Source:
             return None
         if self.is_folder and any(Path(self.place).glob("onnx/*.onnx")):
             return InputError(
-                f"The encoder {self.name} is an export to ONNX, without the weights that are read here. Give the run or "
-                "the model that it was exported from."
+                f"The encoder {self.name} is an export to ONNX, without the weights that are read here. Give the run "
+                "or the model that it was exported from."
             )
         pickled = [name for name in ("pytorch_model.bin", "pytorch_model.bin.index.json") if self.find_of_model(name)]
         if not pickled:

@@ -392,3 +392,11 @@ def test_an_encoder_can_be_pickled(tiny: Path) -> None:
     again = pickle.loads(pickle.dumps(encoder))
     assert again.packed == encoder.packed
     assert np.array_equal(again.encode(SENTENCES), encoder.encode(SENTENCES))
+
+
+def test_an_export_to_onnx_is_named_as_what_it_is(tiny: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny, tmp_path / "exported")
+    (tmp_path / "exported" / "onnx").mkdir()
+    (tmp_path / "exported" / "model.safetensors").rename(tmp_path / "exported" / "onnx" / "model.onnx")
+    with pytest.raises(InputError, match="is an export to ONNX, without the weights that are read here"):
+        load_encoder(tmp_path / "exported")

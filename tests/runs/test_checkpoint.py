@@ -23,8 +23,8 @@ from simcse_train.config import make_config
 from simcse_train.errors import InputError, SaveError
 from simcse_train.runs import checkpoint as module
 from simcse_train.runs.atomic import remove_leftovers, write_folder
-from simcse_train.runs.checkpoint import find_checkpoint, prune
-from simcse_train.runs.folder import checkpoints, only_writer
+from simcse_train.runs.checkpoint import find_checkpoint, prune, run_to_resume
+from simcse_train.runs.folder import LOCK, checkpoints, only_writer
 from simcse_train.runs.manifest import damage
 from simcse_train.training.start import resume, train
 
