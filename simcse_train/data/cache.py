@@ -102,8 +102,8 @@ def build(
         if folder.is_dir():  # another run on the same text was faster
             return
         raise InputError(
-            f"The tokenised text can't be kept in {folder.parent} ({error.strerror or error}). Free space, or set "
-            "XDG_CACHE_HOME to another folder."
+            f"The tokenised text can't be kept in {folder.parent} ({error.strerror or error}). Set "
+            "XDG_CACHE_HOME to another folder, or make room in this one."
         ) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)

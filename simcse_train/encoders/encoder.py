@@ -166,12 +166,13 @@ class Encoder(nn.Module):
             raise InputError("encode takes a list of sentences, not a single text. Put it in brackets: encode([text]).")
         if isinstance(sentences, Mapping) or hasattr(sentences, "columns"):
             raise InputError("encode takes a list of sentences, not a table. Give one of its columns: table['text'].")
-        sentences = list(sentences)
+        sentences = sentences.to_pylist() if hasattr(sentences, "to_pylist") else list(sentences)  # a column of Arrow
+        if wrong := [number for number, sentence in enumerate(sentences) if not isinstance(sentence, str)]:
+            raise InputError(
+                f"encode takes texts, and {len(wrong)} of {len(sentences)} entries are none. The first of these is "
+                f"entry {wrong[0]}, {sentences[wrong[0]]!r:.80}. Leave them out."
+            )
         for number, sentence in enumerate(sentences):
-            if not isinstance(sentence, str):
-                raise InputError(
-                    f"encode takes texts, and entry {number} of the list is {sentence!r:.80}. Leave it out."
-                )
             if HALF_CHARACTER.search(sentence):
                 raise InputError(
                     f"Entry {number} of the list, {sentence!r:.80}, holds half of a character (a lone surrogate), as a "

@@ -16,6 +16,13 @@ from simcse_train.errors import InputError, one_line
 
 STARTER_FOLDER = Path(__file__).parent.parent / "starter"
 ADAPTER = "adapter_config.json"
+USUAL = ("model", "encoder", "checkpoint", "best", "last")  # names of folders that do not say which model is in them
+
+
+def model_name(source: str) -> str:
+    """Return what to call a model in its descendants: the name of its folder, after the one above if that is usual."""
+    path = Path(source)
+    return "/".join(path.parts[-2:]) if path.name in USUAL and path.parent.name else path.name
 
 
 class Source:

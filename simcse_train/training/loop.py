@@ -25,6 +25,7 @@ from simcse_train.config import TrainConfig, objective_setting
 from simcse_train.data.batches import Batch
 from simcse_train.data.order import LATEST
 from simcse_train.encoders.encoder import Encoder
+from simcse_train.encoders.sources import model_name
 from simcse_train.errors import InputError, Stopped, TrainingError
 from simcse_train.objectives.infonce import InfoNCE
 from simcse_train.objectives.registry import make_objective
@@ -208,7 +209,7 @@ class Trainer:
             sentences=self.batches.sentences,
             steps=self.total,
             settings=self.config.model_dump(),
-            base_model=Path(self.source).name,
+            base_model=model_name(self.source),
             scaler=scaler.state_dict() if scaler is not None and scaler.is_enabled() else None,
             versions=computation(self.encoder, self.kernels),
             pairs=of_labelled_pairs,

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -24,6 +25,7 @@ from simcse_train.encoders.loading import load_encoder
 from simcse_train.encoders.packing import pack
 from simcse_train.encoders.probing import is_deterministic
 from simcse_train.encoders.saving import save_encoder
+from simcse_train.encoders.sources import model_name
 from simcse_train.encoders.tokenizer import SentenceTokenizer
 from simcse_train.errors import InputError
 from simcse_train.objectives.ntxent import NTXent
@@ -364,7 +366,7 @@ def test_a_single_text_and_what_is_no_text_are_refused(tiny: Path) -> None:
     with pytest.raises(InputError, match=r"not a single text\. Put it in brackets"):
         encoder.encode("a man plays")
     for wrong in (None, float("nan"), 5, b"a man", ["a man"]):
-        with pytest.raises(InputError, match="entry 1 of the list is"):
+        with pytest.raises(InputError, match="1 of 2 entries are none. The first of these is entry 1, "):
             encoder.encode(["a man", wrong])
     assert encoder.encode(np.array(["a man", "a dog"])).shape == (2, encoder.hidden_size)
 
@@ -400,3 +402,28 @@ def test_an_export_to_onnx_is_named_as_what_it_is(tiny: Path, tmp_path: Path) ->
     (tmp_path / "exported" / "model.safetensors").rename(tmp_path / "exported" / "onnx" / "model.onnx")
     with pytest.raises(InputError, match="is an export to ONNX, without the weights that are read here"):
         load_encoder(tmp_path / "exported")
+
+
+def test_entries_that_are_no_texts_are_counted_and_a_column_of_arrow_is_encoded(tiny: Path) -> None:
+    encoder = load_encoder(tiny)
+    with pytest.raises(
+        InputError, match=r"2 of 3 entries are none\. The first of these is entry 1, None\. Leave them out"
+    ):
+        encoder.encode(["a man", None, 3.5])  # type: ignore[list-item]
+    for column in (pa.array(["a man", "the cat"]), pa.chunked_array([["a man"], ["the cat"]])):
+        assert np.array_equal(encoder.encode(column), encoder.encode(["a man", "the cat"]))
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("/home/me/minilm/model", "minilm/model"),
+        ("runs/x/encoder", "x/encoder"),
+        ("/home/me/minilm", "minilm"),
+        ("someone/some-bert", "some-bert"),
+        ("model", "model"),
+        ("starter", "starter"),
+    ],
+)
+def test_a_model_is_called_by_what_tells_it_from_others(source: str, name: str) -> None:
+    assert model_name(source) == name
