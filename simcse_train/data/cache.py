@@ -102,8 +102,8 @@ def build(
         if folder.is_dir():  # another run on the same text was faster
             return
         raise InputError(
-            f"The tokenised text can't be kept in {folder.parent} ({error.strerror or error}). Set "
-            "XDG_CACHE_HOME to another folder, or make room in this one."
+            f"The tokenised text can't be kept in {folder.parent} ({error.strerror or error}). Free "
+            "disk space there, or set XDG_CACHE_HOME to a folder that you may write to."
         ) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -47,8 +47,8 @@ def cached_array(
                 partial.rename(path)
     except OSError as error:
         raise InputError(
-            f"Embeddings cannot be kept in {path.parent} ({error.strerror or error}). Set "
-            "XDG_CACHE_HOME to another folder, or make room in this one."
+            f"Embeddings cannot be kept in {path.parent} ({error.strerror or error}). Free "
+            "disk space there, or set XDG_CACHE_HOME to a folder that you may write to."
         ) from None
     try:
         # Copy-on-write: torch warns of arrays that it may not write to.
