@@ -74,7 +74,7 @@ def train_command(
             command = context.invoked_subcommand
             raise InputError(
                 f"{of_training[0]} stands before {command}, where it is an option of a training. Put it after "
-                f"{command}, if that has it (simcse-train {command} --help), or leave it out."
+                f"{command} if that command has such an option (simcse-train {command} --help), or leave it out."
             )
         if launcher.rank() > 0 and context.invoked_subcommand not in SHARED:
             raise typer.Exit(DONE)

@@ -169,7 +169,7 @@ class Encoder(nn.Module):
         sentences = sentences.to_pylist() if hasattr(sentences, "to_pylist") else list(sentences)  # a column of Arrow
         if wrong := [number for number, sentence in enumerate(sentences) if not isinstance(sentence, str)]:
             raise InputError(
-                f"encode takes texts, and {len(wrong)} of {len(sentences)} entries are none. The first of these is "
+                f"encode takes texts, and {len(wrong)} of {len(sentences)} entries are not. The first of these is "
                 f"entry {wrong[0]}, {sentences[wrong[0]]!r:.80}. Leave them out."
             )
         for number, sentence in enumerate(sentences):

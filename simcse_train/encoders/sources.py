@@ -20,7 +20,7 @@ USUAL = ("model", "encoder", "checkpoint", "best", "last")  # names of folders t
 
 
 def model_name(source: str) -> str:
-    """Return what to call a model in its descendants: the name of its folder, after the one above if that is usual."""
+    """Return what to call a model: the name of its folder, with that of the parent folder if the name says nothing."""
     path = Path(source)
     return "/".join(path.parts[-2:]) if path.name in USUAL and path.parent.name else path.name
 

@@ -366,7 +366,7 @@ def test_a_single_text_and_what_is_no_text_are_refused(tiny: Path) -> None:
     with pytest.raises(InputError, match=r"not a single text\. Put it in brackets"):
         encoder.encode("a man plays")
     for wrong in (None, float("nan"), 5, b"a man", ["a man"]):
-        with pytest.raises(InputError, match="1 of 2 entries are none. The first of these is entry 1, "):
+        with pytest.raises(InputError, match="1 of 2 entries are not. The first of these is entry 1, "):
             encoder.encode(["a man", wrong])
     assert encoder.encode(np.array(["a man", "a dog"])).shape == (2, encoder.hidden_size)
 
@@ -407,7 +407,7 @@ def test_an_export_to_onnx_is_named_as_what_it_is(tiny: Path, tmp_path: Path) ->
 def test_entries_that_are_no_texts_are_counted_and_a_column_of_arrow_is_encoded(tiny: Path) -> None:
     encoder = load_encoder(tiny)
     with pytest.raises(
-        InputError, match=r"2 of 3 entries are none\. The first of these is entry 1, None\. Leave them out"
+        InputError, match=r"2 of 3 entries are not\. The first of these is entry 1, None\. Leave them out"
     ):
         encoder.encode(["a man", None, 3.5])  # type: ignore[list-item]
     for column in (pa.array(["a man", "the cat"]), pa.chunked_array([["a man"], ["the cat"]])):
