@@ -38,7 +38,7 @@ DONE, FAILED, WRONG_INPUT, SIGNALLED = 0, 1, 2, 128
 SHARED = ("encode", "evaluate")  # commands that several processes share; of the others the first alone does the work
 # What a path that cannot be used ends with, wherever it is first looked at.
 UNREACHABLE = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EROFS)
-NEEDED = ("simcse_train.training.start", "sklearn.cluster")  # by every training, the latter for what it measures
+NEEDED = "simcse_train.training.start"  # by every training
 
 # Read by the libraries when they are first used; what the user has set stays.
 ENVIRONMENT = {
@@ -89,7 +89,7 @@ def train_command(
     try:
         if resume is not None:
             require_path(resume, "--resume")
-            import_quietly(*NEEDED)
+            import_quietly(NEEDED)
             from simcse_train.training.start import resume as resume_run
 
             run = resume_run(resume, given, from_file)
@@ -98,7 +98,7 @@ def train_command(
             require_text(entry for entry in validated.data if entry != "-")
             for option_name, path in (("--pairs", validated.pairs), ("--eval", validated.eval)):
                 require_text([path] if path else [], option_name)
-            import_quietly(*NEEDED)
+            import_quietly(NEEDED)
             from simcse_train.training.start import train
 
             run = train(validated)

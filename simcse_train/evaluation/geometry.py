@@ -124,7 +124,7 @@ def cluster_agreement(embeddings: Tensor) -> float:
     embeddings: (rows, hidden), normalised. There are 25 clusters for 512 rows. It is high where the text falls into
     topics that the encoder sees, and training that destroys topics lowers it.
     """
-    from sklearn.cluster import KMeans  # its import takes a second, which what only exports or lists need not wait for
+    from sklearn.cluster import KMeans  # its import takes 0.7 s, which the first step need not wait for
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.metrics import adjusted_rand_score
 

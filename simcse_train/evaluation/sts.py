@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import spearmanr
 
 from simcse_train.data.files import is_saved_data_set, one_file
 from simcse_train.data.lines import plain_lines
@@ -124,6 +123,8 @@ def spearman(predicted: NDArray[np.floating], labels: NDArray[np.floating]) -> f
     """Return Spearman's rank correlation x 100; None if either side is constant or not finite."""
     if not np.isfinite(predicted).all() or len(labels) < 2 or np.ptp(predicted) < ROUNDING or np.ptp(labels) == 0:
         return None
+    from scipy.stats import spearmanr  # its import takes 0.3 s, which a run without labelled pairs need not wait for
+
     return float(spearmanr(predicted, labels).statistic) * 100
 
 
