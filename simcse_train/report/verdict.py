@@ -179,7 +179,7 @@ def announcement(
         lines.append(f"Pairs: {pairs:,}, {batches}; their objective is the paper's supervised one (equation 5).")
     objective = config.objective if counts is not None else "supervised"
     lines += [
-        f"Training: {steps:,} steps of {size}{parts}, {objective}, {encoder.pooling} "
+        f"Training: {steps:,} step{'s' * (steps != 1)} of {size}{parts}, {objective}, {encoder.pooling} "
         f"pooling, {'with' if encoder.head else 'without'} head, {config.precision} on {config.device}, "
         f"{'packed' if encoder.packed else 'padded'} batches. Folder: {run}",
     ]

@@ -137,7 +137,7 @@ def remove_unused(run: Path, *, is_own: bool) -> None:
 def keep_standard_input(run: Path) -> Path:
     """Copy standard input into a file of the run folder, so that the run can be resumed; return the file.
 
-    Raises `InputError` if the folder cannot hold it.
+    Raises `InputError` if it is empty, or if the folder cannot hold it.
     """
     path = run / STANDARD_INPUT
     partial = path.with_name(f".{path.name}{PARTIAL}")
@@ -146,6 +146,8 @@ def keep_standard_input(run: Path) -> Path:
             shutil.copyfileobj(sys.stdin.buffer, stream)
             stream.flush()
             os.fsync(stream.fileno())
+        if not partial.stat().st_size:
+            raise InputError("--data -: standard input is empty. Check the command before the pipe.")
         partial.rename(path)
     except OSError as error:
         raise InputError(

@@ -203,6 +203,14 @@ print([name for name in {late} if name in sys.modules])
     assert shown[1] == ["[]", str(late)]  # of the text whose clusters before training are known
 
 
+def test_an_empty_standard_input_is_named_and_leaves_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "simcse_train", "--data", "-", "--output", str(tmp_path / "run")]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("--data -: standard input is empty. Check the command")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_every_setting_has_an_option_and_every_option_a_help() -> None:
     import typer
 
