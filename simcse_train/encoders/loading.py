@@ -7,19 +7,14 @@ found here: the files come from elsewhere, so whatever transformers raises on th
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
-import transformers
 from tokenizers import normalizers
 from transformers import (
     AutoConfig,
-    AutoModel,
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
@@ -33,8 +28,8 @@ from simcse_train.encoders.pooling import MODES
 from simcse_train.encoders.probing import SHORT, check_shortest, choose_computation, first_and_last_know
 from simcse_train.encoders.sources import STARTER_FOLDER, Source
 from simcse_train.encoders.tokenizer import SentenceTokenizer
+from simcse_train.encoders.weights import ENCODERS, load_model, require_finite_weights
 from simcse_train.errors import InputError
-from simcse_train.randomness import seeded
 
 __all__ = ["STARTER_FOLDER", "load_encoder"]
 
@@ -42,9 +37,6 @@ __all__ = ["STARTER_FOLDER", "load_encoder"]
 MAX_PARAMETERS = 20_000_000_000
 MAX_LAYERS = 1_000
 MAX_NUMBER = 100_000_000
-
-# Encoder-decoders whose encoder has a class of its own.
-ENCODERS = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"}
 
 
 def load_encoder(
@@ -72,13 +64,13 @@ def load_encoder(
                 setattr(config, name, dropout)
         tokenizer = AutoTokenizer.from_pretrained(source.place, **source.arguments)
         _complete_tokenizer(tokenizer, found, source.name)
-        model = _load_model(source, config)
+        model = load_model(source, config)
         reading = SentenceTokenizer(tokenizer, found.prompt)
         encoder = Encoder(model, reading, "cls", _max_length(model, tokenizer, found), folder=found)
         encoder.source = source.name
         encoder.pooling = _choose_pooling(encoder, pooling, source.name)
         _check_tokens(encoder, source.name)
-        _check_weights(encoder, source.name)
+        require_finite_weights(encoder, source.name)
         choose_computation(encoder, source.name, packed=packed)
         check_shortest(encoder, source.name)
         _check_sides(encoder)
@@ -142,56 +134,6 @@ def _check_config(config: PretrainedConfig, name: str) -> None:
         config.attention_type = "original_full"
 
 
-def model_class(config: PretrainedConfig) -> Any:
-    """Return the class of transformers by which the encoder of a configuration is loaded."""
-    return getattr(transformers, ENCODERS[config.model_type]) if config.model_type in ENCODERS else AutoModel
-
-
-def _load_model(source: Source, config: PretrainedConfig) -> PreTrainedModel:
-    """Return the model in float32; raises `InputError` if its files lack weights."""
-    auto = model_class(config)
-    with _without_load_report(), seeded(0):  # transformers draws weights before it reads them
-        model, report = auto.from_pretrained(
-            source.place,
-            config=config,
-            use_safetensors=True,
-            dtype=torch.float32,
-            output_loading_info=True,
-            **{
-                key: value for key, value in source.arguments.items() if auto is AutoModel or key != "trust_remote_code"
-            },
-        )
-    missing = sorted(key for key in report["missing_keys"] if "pooler" not in key)
-    mismatched = sorted(str(key[0]) for key in report.get("mismatched_keys", []))
-    if missing or mismatched:
-        raise InputError(
-            f"The encoder {source.name} lacks weights of a {config.model_type} encoder, {(missing + mismatched)[0]!r} "
-            f"the first of {len(missing + mismatched)}. The files are those of another kind of model, or damaged: "
-            "download or export it again."
-        )
-    if report["missing_keys"] and getattr(model, "pooler", None) is not None:
-        model.pooler = None  # nobody trained it, and an export must not carry random weights
-    return model.eval()  # type: ignore[no-any-return]
-
-
-@contextmanager
-def _without_load_report() -> Iterator[None]:
-    """Keep transformers' table of missing and surplus weights from being logged: they are judged here.
-
-    Its verbosity is the caller's, and stays as it is.
-    """
-    logger = logging.getLogger("transformers.modeling_utils")
-
-    def is_other(record: logging.LogRecord) -> bool:
-        return "LOAD REPORT" not in record.getMessage()
-
-    logger.addFilter(is_other)
-    try:
-        yield
-    finally:
-        logger.removeFilter(is_other)
-
-
 def _complete_tokenizer(tokenizer: PreTrainedTokenizerBase, found: Folder, name: str) -> None:
     """Lower-case as the folder says, and name a padding token; raises `InputError` if there is none to be had."""
     if tokenizer.pad_token_id is None:
@@ -225,7 +167,6 @@ def _max_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, foun
 def _choose_pooling(encoder: Encoder, wanted: str, name: str) -> str:
     """Return the pooling to use; raises `InputError` if its token knows nothing of the sentence."""
     is_open = wanted == "auto" and encoder.folder.pooling is None
-    chosen = (encoder.folder.pooling or "cls") if wanted == "auto" else wanted
     first, last = first_and_last_know(encoder)
     if not (first or last):
         raise InputError(
@@ -260,22 +201,6 @@ def _check_tokens(encoder: Encoder, name: str) -> None:
             f"embeddings for {embeddings.num_embeddings} tokens. If you added tokens, call "
             "model.resize_token_embeddings(len(tokenizer)) and save the model again."
         )
-
-
-def _check_weights(encoder: Encoder, name: str) -> None:
-    """Raise `InputError` if a weight through which embeddings pass is not finite, in the row of a rare word too."""
-    table = input_embeddings(encoder.model)
-    for path, weight in encoder.named_parameters():
-        if "pooler" in path or not weight.numel():
-            continue
-        # Rows after those of all tokens fill the table up to a round size; some models leave them as memory was.
-        used = weight[: encoder.tokenizer.largest_id + 1] if table is not None and weight is table.weight else weight
-        if not torch.stack(used.aminmax()).isfinite().all():
-            raise InputError(
-                f"The encoder {name}: its weight {path!r} holds values that are not finite numbers. The file is "
-                "damaged, or was saved by a training that failed: download or export it again, or choose another "
-                "--model."
-            )
 
 
 def _check_sides(encoder: Encoder) -> None:

@@ -29,9 +29,9 @@ from simcse_train.data.corpus import open_corpus
 from simcse_train.data.display import shown
 from simcse_train.data.sample import sample_text
 from simcse_train.encoders.encoder import Encoder
-from simcse_train.encoders.loading import model_class
 from simcse_train.encoders.pooling import pool
 from simcse_train.encoders.saving import save_encoder
+from simcse_train.encoders.weights import model_class
 from simcse_train.errors import InputError, SaveError
 from simcse_train.evaluation.geometry import neighbours_kept
 from simcse_train.export.folder import PROBES, load_chosen, load_saved_encoder, require_new_folder, use_newest

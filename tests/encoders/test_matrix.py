@@ -16,10 +16,11 @@ from transformers import AutoModel, AutoTokenizer
 
 from simcse_train.config import make_config
 from simcse_train.encoders.encoder import Encoder
-from simcse_train.encoders.loading import ENCODERS, load_encoder
+from simcse_train.encoders.loading import load_encoder
 from simcse_train.encoders.packing import pack
 from simcse_train.encoders.pooling import pool
 from simcse_train.encoders.saving import save_encoder
+from simcse_train.encoders.weights import ENCODERS
 from simcse_train.errors import InputError
 from simcse_train.objectives.ntxent import NTXent
 from simcse_train.objectives.objective import Rows

@@ -381,6 +381,50 @@ def test_a_tokenizer_that_fails_on_words_it_does_not_know_is_refused(tmp_path: P
         load_encoder(folder)
 
 
+def add_weights(folder: Path, **more: torch.Tensor) -> None:
+    weights = load_file(folder / "model.safetensors")
+    save_file(weights | more, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("encoder.layer.0.attention.self.distance_embedding.weight", {"position_embedding_type": "relative_key"}),
+        ("bert.encoder.layer.1.attention.self.distance_embedding.weight", {"position_embedding_type": "relative_key"}),
+        ("embeddings.task_type_embeddings.weight", {}),
+        ("encoder.layer.2.attention.self.query.bias", {}),  # a layer too many
+    ],
+)
+def test_weights_that_the_configuration_leaves_out_are_refused(
+    name: str, changes: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = make_bert(tmp_path / "bert")
+    add_weights(folder, **{name: torch.ones(127, 8)})
+    edit(folder, "config.json", **changes)
+    with pytest.raises(InputError, match=rf"does not use.*{name.removeprefix('bert.')}.*config\.json"):
+        load_encoder(folder)
+
+
+def test_a_configuration_of_fewer_layers_than_the_weights_is_refused(tmp_path: Path) -> None:
+    folder = edit(make_bert(tmp_path / "bert"), "config.json", num_hidden_layers=1)
+    with pytest.raises(InputError, match=r"'encoder\.layer\.1\.[^']*' the first of 16"):
+        load_encoder(folder)
+
+
+def test_positions_and_heads_that_older_releases_saved_are_no_surplus(tmp_path: Path) -> None:
+    folder = make_bert(tmp_path / "bert")
+    expected = load_encoder(folder).encode(SENTENCES)
+    add_weights(
+        folder,
+        **{
+            "embeddings.position_ids": torch.arange(64)[None],
+            "bert.embeddings.token_type_ids": torch.zeros(1, 64, dtype=torch.long),
+            "cls.predictions.transform.dense.weight": torch.ones(32, 32),
+        },
+    )
+    assert np.array_equal(load_encoder(folder).encode(SENTENCES), expected)
+
+
 def test_loading_says_nothing_on_the_screen(tiny: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         load_encoder(tiny)
