@@ -23,7 +23,7 @@ from transformers import (
 from transformers.models.auto.auto_mappings import IMAGE_PROCESSOR_MAPPING_NAMES, PROCESSOR_MAPPING_NAMES
 
 from simcse_train.encoders.encoder import UNLIMITED, Encoder, dropout_settings, input_embeddings, max_positions
-from simcse_train.encoders.modules import Folder, read_folder
+from simcse_train.encoders.modules import MODULES, Folder, read_folder
 from simcse_train.encoders.pooling import MODES
 from simcse_train.encoders.probing import SHORT, check_shortest, choose_computation, first_and_last_know
 from simcse_train.encoders.sources import STARTER_FOLDER, Source
@@ -160,13 +160,22 @@ def _max_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, foun
     """Return after how many tokens a sentence is cut where nobody asks for less."""
     positions, own = max_positions(model), tokenizer.model_max_length
     limits = [positions] if positions < UNLIMITED else []
-    limits += [int(own)] if isinstance(own, int) and 0 < own < UNLIMITED else []
-    return min([*(limits or [512]), *([found.max_length] if found.max_length else [])])
+    if found.max_length is not None:  # stands in place of the tokenizer's own limit
+        limits.append(found.max_length)
+    elif isinstance(own, int) and 0 < own < UNLIMITED:
+        limits.append(own)
+    return min(limits or [512])
 
 
 def _choose_pooling(encoder: Encoder, wanted: str, name: str) -> str:
     """Return the pooling to use; raises `InputError` if its token knows nothing of the sentence."""
     is_open = wanted == "auto" and encoder.folder.pooling is None
+    if is_open and encoder.folder.for_sentences:
+        raise InputError(
+            f"The encoder {name} has a {MODULES} without a Pooling module, which says how to pool. Restore it, or name "
+            "the pooling with --pooling."
+        )
+    chosen = (encoder.folder.pooling or "cls") if wanted == "auto" else wanted
     first, last = first_and_last_know(encoder)
     if not (first or last):
         raise InputError(

@@ -129,6 +129,8 @@ def _add_module(found: Folder, source: str, find: Find, i: int, module: dict[str
             raise _refused(source, f"its module Pooling has no {prefix}config.json, which says how to pool")
         found.pooling, found.include_prompt = _pooling(source, settings)
     elif i > 0 and kind == "Normalize":
+        if not _works_on_embedding(_read_json(find, f"{prefix}config.json") or {}):
+            raise _refused(source, "its module Normalize does more than divide the embedding by its length")
         found.modules.append(Normalize())
     elif i > 0 and kind == "Dropout":
         pass  # it acts in that library's training alone
@@ -189,10 +191,7 @@ def _weighted(source: str, find: Find, kind: str, prefix: str) -> nn.Module:
         if kind == "LayerNorm":
             module: nn.Module = LayerNorm(settings)
         else:
-            if settings.get("use_residual") or {
-                settings.get("module_input_name") or "sentence_embedding",
-                settings.get("module_output_name") or "sentence_embedding",
-            } != {"sentence_embedding"}:
+            if settings.get("use_residual") or not _works_on_embedding(settings):
                 raise ValueError("it does more than project the embedding")
             module = Dense(
                 settings, _activation(settings.get("activation_function", "torch.nn.modules.activation.Tanh"))
@@ -204,6 +203,14 @@ def _weighted(source: str, find: Find, kind: str, prefix: str) -> nn.Module:
     except (KeyError, ValueError, TypeError, RuntimeError, OSError, SafetensorError) as error:
         raise _refused(source, f"its module {kind} can't be used ({one_line(error)})") from None
     return module
+
+
+def _works_on_embedding(settings: object) -> bool:
+    """Say whether a module reads the embedding and puts its result in that place."""
+    names = ("module_input_name", "module_output_name")
+    return isinstance(settings, dict) and all(
+        (settings.get(name) or "sentence_embedding") == "sentence_embedding" for name in names
+    )
 
 
 def _activation(name: str) -> nn.Module:

@@ -164,6 +164,9 @@ def edit(folder: Path, file: str, change: Callable[[Any], Any]) -> None:
     (folder / file).write_text(json.dumps(change(json.loads((folder / file).read_text()))))
 
 
+NORMALIZE = {"idx": 1, "name": "1", "path": "norm", "type": "sentence_transformers.models.Normalize"}
+
+
 def with_module(kind: str, at: int) -> Callable[[Any], Any]:
     entry = {"idx": at, "name": str(at), "path": "", "type": kind}
     return lambda modules: [*modules[:at], entry, *modules[at:]]
@@ -179,6 +182,8 @@ def with_module(kind: str, at: int) -> Callable[[Any], Any]:
         ("modules.json", with_module("sentence_transformers.models.CLIPModel", 0), "CLIPModel"),
         ("modules.json", with_module("custom_st.Transformer", 0), "code of its own"),
         ("modules.json", lambda _: {"a": 1}, "not a list"),
+        ("modules.json", lambda modules: modules[:1], "without a Pooling module"),
+        ("modules.json", lambda modules: [*modules[:1], NORMALIZE], "without a Pooling module"),
         ("modules.json", lambda modules: [modules[0], modules[1] | {"path": "../x"}], "outside the folder"),
         ("1_Pooling/config.json", lambda old: old | {"pooling_mode": "median"}, "median"),
         ("sentence_bert_config.json", lambda old: old | {"max_seq_length": -3}, "max_seq_length"),
@@ -193,6 +198,30 @@ def test_what_cannot_be_applied_is_refused_by_name(file: str, change: Any, messa
     edit(folder, file, change)
     with pytest.raises(InputError, match=message):
         load_encoder(folder)
+
+
+def test_a_pooling_that_is_named_stands_in_place_of_a_missing_one(tmp_path: Path) -> None:
+    folder = build(tmp_path)
+    expected = load_encoder(folder).encode(SENTENCES)
+    edit(folder, "modules.json", lambda modules: modules[:1])
+    assert np.array_equal(load_encoder(folder, pooling="mean").encode(SENTENCES), expected)
+
+
+def test_a_normalisation_of_something_else_is_refused(tmp_path: Path) -> None:
+    folder = build(tmp_path, lambda _: models.Normalize())
+    assert_same_everywhere(folder, tmp_path)
+    path = json.loads((folder / "modules.json").read_text())[2]["path"]
+    (folder / path / "config.json").write_text(json.dumps({"module_input_name": "token_embeddings"}))
+    with pytest.raises(InputError, match="Normalize does more"):
+        load_encoder(folder)
+
+
+def test_max_seq_length_stands_in_place_of_the_tokenizers_own_limit(tmp_path: Path) -> None:
+    folder = build(tmp_path)
+    edit(folder, "tokenizer_config.json", lambda old: old | {"model_max_length": 12})
+    edit(folder, "sentence_bert_config.json", lambda old: old | {"max_seq_length": 24})
+    assert load_encoder(folder).max_length == 24
+    assert_same_everywhere(folder, tmp_path)
 
 
 def test_a_prompt_that_pooling_leaves_out_is_refused(tmp_path: Path) -> None:
