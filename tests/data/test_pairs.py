@@ -90,6 +90,35 @@ def test_pairs_that_can_not_be_scored_are_refused_with_the_reason(
         read_pairs(tmp_path / name, "--eval")
 
 
+COUNTED = [(f"sentence {n}", f"other {n}") for n in range(20)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("p.csv", "id,sentence1,sentence2\n7,a,b\n3,c,d\n", "no columns for a pair that can be told"),
+        ("p.csv", ",sentence1,sentence2\n0,a,b\n1,c,d\n", "no columns for a pair that can be told"),
+        ("p.tsv", "".join(f"{n}\t{a}\t{b}\n" for n, (a, b) in enumerate(COUNTED, 1)), "'1'.* counts the records"),
+        ("p.csv", "place,s1,s2\n" + "".join(f"{n},{a},{b}\n" for n, (a, b) in enumerate(COUNTED)), "'place'.* counts"),
+        ("p.csv", "s1,s2,distance\na,b,0.5\nc,d,1.5\n", "'distance', which is the greater the less alike"),
+    ],
+)  # fmt: skip
+def test_numbers_that_are_no_scores_are_not_taken_for_them(
+    name: str, content: str, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=message):
+        read_pairs(tmp_path / name)
+
+
+def test_scores_are_found_beside_the_number_of_a_record(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("Pair ID,left part,right part,human\n7,a,b,4.5\n3,c,d,0.5\n")
+    assert read_pairs(tmp_path / "p.csv") == [Pair("a", "b", 4.5), Pair("c", "d", 0.5)]
+    rising = "".join(f"{a},{b},{n}\n" for n, (a, b) in enumerate(COUNTED))
+    (tmp_path / "p.csv").write_text(f"sentence1,sentence2,score\n{rising}")  # a name says that they are scores
+    assert len(read_pairs(tmp_path / "p.csv")) == 20
+
+
 def test_pairs_in_an_encoding_that_the_user_names(tmp_path: Path) -> None:
     (tmp_path / "p.tsv").write_bytes("a\tb\t1\nc\tcafé\t2\n".encode("latin-1"))
     assert read_pairs(tmp_path / "p.tsv", encoding="latin-1") == [Pair("a", "b", 1), Pair("c", "café", 2)]
