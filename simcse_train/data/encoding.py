@@ -20,6 +20,7 @@ MARKS = (  # UTF-32 first: its mark begins with that of UTF-16
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+WIDE = ("utf-16", "utf-32")
 EXAMPLES = "for example gb18030, big5, shift_jis, cp1252 or cp1251"
 JAPANESE_SHIFT = b"\x1b$"  # ISO-2022 is ASCII with such sequences, which no text has
 ENOUGH = 6  # bytes beyond ASCII; fewer of them fit too many encodings
@@ -51,7 +52,9 @@ def encoding_of(sample: bytes, complete: bool, source: Source) -> str:
     marked = next((name for mark, name in MARKS if sample.startswith(mark)), None)
     is_utf8 = _is_utf8(sample, complete)
     if source.encoding is not None:
-        return _given(source, marked, is_utf8 and not sample.isascii())
+        is_wide = known_encoding(source.encoding, source).startswith(WIDE)
+        # What is written in ASCII alone is the same in most encodings; in wide ones, spaces and line ends hold NULs.
+        return _given(source, marked, is_utf8 and (not sample.isascii() or (is_wide and b"\0" not in sample)))
     if marked is not None:
         return marked
     if b"\0" in sample:

@@ -78,7 +78,10 @@ def test_the_encoding_that_the_user_names_is_used_and_never_ignored() -> None:
     with pytest.raises(InputError, match="--encoding klingon is not a known encoding"):
         read("x.txt", b"a\n", encoding="klingon")
     with pytest.raises(InputError, match="x.txt, line 1 is not valid UTF-16"):
-        read("x.txt", b"fine\n", encoding="utf-16")
+        read("x.txt", "fine\n".encode("utf-16-le")[:-1], encoding="utf-16")
+    for wide in ("utf-16", "utf-16-le", "utf-32"):  # read so, ASCII of an even length becomes Chinese
+        with pytest.raises(InputError, match=f"is valid UTF-8, not --encoding {wide}"):
+            read("x.txt", b"A man.\n\n", encoding=wide)
     with pytest.raises(InputError, match="x.txt, line 2 is not valid SHIFT_JIS"):
         read("x.txt", b"fine\ncaf\xe9\n", encoding="shift_jis")
 
