@@ -15,7 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from simcse_train.data.cache import ROWS_AT_ONCE, SAID, Counts, build, digest, file_hash, stamp, tokenised_folder
-from simcse_train.data.files import find_files, open_file, require_lasting
+from simcse_train.data.files import find_files, open_file, require_lasting, say_left_out
 from simcse_train.data.source import inner_ending, named
 from simcse_train.data.texts import read_texts
 from simcse_train.encoders.tokenizer import SentenceTokenizer
@@ -88,6 +88,7 @@ def open_corpus(
         logger.warning(f"{error} Continuing with the tokenised copy of the text in {folder}.")
         return _open(folder, data, expected)
     require_lasting(files, "--data")
+    say_left_out(data)
     before = [stamp(path) for path in files]
     hashes = [file_hash(path) for path in files]
     fingerprint = digest(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import glob
 import json
+import logging
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
@@ -14,6 +16,8 @@ from simcse_train.errors import InputError
 
 # What `datasets.save_to_disk` writes: into the folder of one data set, and above the folders of its splits.
 STATE, SPLITS, DESCRIBED = "state.json", "dataset_dict.json", "dataset_info.json"
+
+logger = logging.getLogger(__name__)
 
 
 def find_files(data: Iterable[str], option: str = "--data") -> list[Path]:
@@ -43,7 +47,7 @@ def find_files(data: Iterable[str], option: str = "--data") -> list[Path]:
                 files, hint = [path], ""
             else:
                 matches = glob.glob(str(path), recursive=True)  # noqa: PTH207 (also absolute patterns)
-                files = sorted(Path(match) for match in matches if Path(match).is_file())
+                files = sorted(inner for match in matches for inner in _behind(Path(match), option))
                 hint = "there is no such file"
                 if glob.has_magic(str(path)):
                     hint += ", nor one that matches it as a pattern"
@@ -55,6 +59,21 @@ def find_files(data: Iterable[str], option: str = "--data") -> list[Path]:
             raise InputError(f"{option} {entry}: {hint}. Check the path.")
         found += files
     return list(dict.fromkeys(found))
+
+
+def say_left_out(data: Iterable[str]) -> None:
+    """Log how many files of the folders in `data` are left out, since their names do not end as those of texts do."""
+    for entry in data:
+        folder = Path(entry).expanduser()
+        if entry.startswith(hub.PREFIX) or not folder.is_dir() or is_saved_data_set(folder):
+            continue
+        others = [path for path in _below(folder) if path.is_file() and not has_text_ending(path)]
+        others = [path for path in others if _is_the_users(path, folder)]
+        if others:
+            which = (
+                f"{len(others)} files are left out, such as {others[0]}" if others[1:] else f"{others[0]} is left out"
+            )
+            logger.info(f"{entry}: {which}: no known ending of a text. To read such a file, name it.")
 
 
 def require_utf8(given: str) -> None:
@@ -108,6 +127,11 @@ def open_file(path: Path, option: str = "--data") -> BinaryIO:
         ) from None
 
 
+def _behind(match: Path, option: str) -> list[Path]:
+    """Return the files that a match of a pattern stands for: a folder is what it is when it is named."""
+    return _in_folder(match, option) if match.is_dir() else [match] if match.is_file() else []
+
+
 def _in_folder(folder: Path, option: str) -> list[Path]:
     """Return the files of text in a folder and in the folders below it, sorted by name."""
     if (folder / SPLITS).is_file():
@@ -121,7 +145,7 @@ def _in_folder(folder: Path, option: str) -> list[Path]:
     if (folder / STATE).is_file() and (folder / DESCRIBED).is_file():
         return [folder / name for name in _described(folder / STATE, "_data_files", option)]
     files: list[Path] = []
-    for path in sorted(folder.rglob("*")):
+    for path in _below(folder):
         inside_data_set = any(
             (above / STATE).is_file() or (above / SPLITS).is_file() for above in path.parents if folder in above.parents
         )
@@ -132,6 +156,28 @@ def _in_folder(folder: Path, option: str) -> list[Path]:
         elif path.is_file() and has_text_ending(path):
             files.append(path)
     return files
+
+
+def _below(folder: Path) -> list[Path]:
+    """Return what a folder holds and the folders in it, linked ones too, sorted by name; each folder once.
+
+    Raises `OSError` for one that cannot be read.
+    """
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    found: list[Path] = []
+    seen: set[str] = set()  # a link may lead to a folder above it
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=fail):
+        real = os.path.realpath(place)
+        folders.sort()
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        found += [Path(place, name) for name in (*folders, *names)]
+    return sorted(found)
 
 
 def _is_run_or_encoder(folder: Path) -> bool:

@@ -7,7 +7,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from simcse_train.data.files import find_files, open_file
+from simcse_train.data.files import find_files, open_file, say_left_out
 from simcse_train.data.source import named
 from simcse_train.data.texts import read_texts
 
@@ -33,7 +33,9 @@ def sample_text(
     seen: set[int] = set()
     sample: list[str] = []
     lines = empty = duplicates = 0
-    for path in find_files(data):
+    files = find_files(data)
+    say_left_out(data)
+    for path in files:
         with open_file(path) as raw:
             for line in read_texts(raw, named(path, text_column=text_column, encoding=encoding)):
                 lines += 1

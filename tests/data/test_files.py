@@ -4,6 +4,7 @@ import bz2
 import gzip
 import io
 import json
+import logging
 import lzma
 import zipfile
 from collections.abc import Callable
@@ -15,8 +16,9 @@ import pytest
 from pyarrow import feather
 
 from simcse_train.data.compression import zstd
-from simcse_train.data.files import find_files
+from simcse_train.data.files import find_files, say_left_out
 from simcse_train.data.hub import select
+from simcse_train.data.sample import sample_text
 from simcse_train.errors import InputError
 from tests.data.reading import read
 
@@ -141,6 +143,40 @@ def test_folders_and_globs_give_their_text_files_once_and_in_order(tmp_path: Pat
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no text file in that folder"):
         find_files([str(tmp_path / "empty")])
+
+
+def test_a_folder_that_a_pattern_matches_stands_for_its_files(tmp_path: Path) -> None:
+    for name in ("2020-01/a.txt", "2020-02/b.csv", "2020-02/notes.md", "2020-03.txt", "2020-model/config.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    (tmp_path / "2020-model" / "model.safetensors").write_text("x")
+    found = [str(path.relative_to(tmp_path)) for path in find_files([str(tmp_path / "2020-*")])]
+    assert found == ["2020-01/a.txt", "2020-02/b.csv", "2020-03.txt"]
+
+
+def test_a_folder_is_read_through_links_and_each_folder_once(tmp_path: Path) -> None:
+    for name in ("text/a.txt", "elsewhere/b.txt", "elsewhere/deep/c.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    (tmp_path / "text" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "text" / "file.txt").symlink_to(tmp_path / "elsewhere" / "b.txt")
+    (tmp_path / "elsewhere" / "round").symlink_to(tmp_path / "text")
+    found = [str(path.relative_to(tmp_path / "text")) for path in find_files([str(tmp_path / "text")])]
+    assert found == ["a.txt", "file.txt", "link/b.txt", "link/deep/c.txt"]
+
+
+def test_files_of_a_folder_that_are_left_out_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    for name in ("a.txt", ".hidden", "runs/config.yaml", "runs/checkpoints/x.bin"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("A man.\nA woman.\n")
+    say_left_out([str(tmp_path), str(tmp_path / "a.txt"), "hf://datasets/a/b"])
+    assert not caplog.messages
+    for name in ("b.text", "sub/c.log"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    sample_text([str(tmp_path)], None, 10)
+    assert [f"2 files are left out, such as {tmp_path / 'b.text'}" in line for line in caplog.messages] == [True]
 
 
 def table(mark: str) -> bytes:
