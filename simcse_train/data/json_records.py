@@ -62,7 +62,14 @@ def open_json(text: Text, shape: str) -> Records:
     names = list(dict.fromkeys(name for _, record in first for name in record))
 
     def select(chosen: Sequence[str]) -> Iterator[tuple[int, list[object]]]:
+        is_found = len(chosen) == 1 and not source.columns  # the only column of text so far, and nobody has named it
         for number, record in itertools.chain(first, objects):
+            if is_found and chosen[0] not in record and (other := _new_text(record, names)):
+                raise source.error(
+                    f"has no {chosen[0]!r} and text in {other!r}, which no record before had. Name the column to read "
+                    "with --text-column; records without it are left out.",
+                    number,
+                )
             yield number, [record.get(name) for name in chosen]
 
     return Records(
@@ -74,6 +81,11 @@ def open_json(text: Text, shape: str) -> Records:
         select=select,
         header=names != [str(number) for number in range(1, len(names) + 1)],
     )
+
+
+def _new_text(record: dict[str, object], names: list[str]) -> str | None:
+    """Return a field with text in a record that is none of the names, None where there is none."""
+    return next((n for n, value in record.items() if n not in names and isinstance(value, str) and value.strip()), None)
 
 
 def _is_lines(start: str, complete: bool) -> bool:

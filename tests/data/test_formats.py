@@ -102,6 +102,16 @@ def test_json_that_is_damaged_or_holds_no_text_is_refused_with_the_reason(conten
         read("x.json", content)
 
 
+def test_text_that_stands_under_another_name_further_on_is_not_left_out_in_silence() -> None:
+    lines = [f'{{"text": "sentence {n}"}}' for n in range(150)]
+    with pytest.raises(InputError, match="line 152 has no 'text' and text in 'content'.*--text-column"):
+        read("x.jsonl", "\n".join([*lines, '{"text": null, "note": "x"}', '{"content": "other"}']).encode())
+    with pytest.raises(InputError, match="line 1 has no 'text' and text in 'content'"):
+        read("x.json", ("[" + ", ".join([*lines, '{"content": "other"}']) + "]").encode())
+    assert read("x.jsonl", "\n".join([*lines, '{"content": "other"}']).encode(), "text")[-2:] == ["sentence 149", ""]
+    assert read("x.jsonl", "\n".join([*lines, '{"number": 5}', "{}"]).encode())[-3:] == ["sentence 149", "", ""]
+
+
 def test_a_long_json_array_is_read_value_by_value() -> None:
     class Counted(io.BytesIO):
         def read(self, size: int | None = -1, /) -> bytes:
