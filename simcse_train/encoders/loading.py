@@ -129,6 +129,8 @@ def _check_config(config: PretrainedConfig, name: str) -> None:
             f"The encoder {name}: its config.json says {largest} {number[largest]:,}, which is no usable encoder. The "
             "file is damaged, or not what it says."
         )
+    # What is returned beside the states: packed attention has none of it, and a tuple would hide the states.
+    config.return_dict, config.output_attentions, config.output_hidden_states = True, False, False
     # BigBird: which of the two acts depends on what it read first.
     if getattr(config, "attention_type", None) == "block_sparse":
         config.attention_type = "original_full"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from simcse_train.encoders.attention import compute_first_tokens_in_last_layer, layer_list
-from simcse_train.encoders.encoder import Encoder, mode
+from simcse_train.encoders.encoder import Encoder, first_position, mode
 from simcse_train.encoders.packing import pack
 from simcse_train.encoders.padding import accepted_inputs
 from simcse_train.errors import InputError, one_line
@@ -67,7 +67,7 @@ def choose_computation(encoder: Encoder, name: str, *, packed: bool) -> None:
         return
     encoder.float32_only = _fails_in_bfloat16(encoder, packs[0])
     attention = encoder.model.config._attn_implementation
-    if packed and _try_packed(encoder, packs, [states for _, states in expected]):
+    if packed and _counts_every_token(encoder) and _try_packed(encoder, packs, [states for _, states in expected]):
         _try_first_tokens(encoder, packs, [states for _, states in expected])
         return
     encoder.packed = False
@@ -164,6 +164,15 @@ def _try_packed(encoder: Encoder, packs: list[tuple[Tensor, Tensor]], expected: 
         return same and (bool(encoder.float32_only) or not _fails_in_bfloat16(encoder, packs[0], in_bfloat16))
     except Exception:  # whatever a model raises that is not made for it
         return False
+
+
+def _counts_every_token(encoder: Encoder) -> bool:
+    """Return whether the position of each token is its place in the sentence, whatever the tokens before it.
+
+    RoBERTa and its kin do not count their padding token: where their configuration names another than the tokenizer
+    does, that is a token which sentences have.
+    """
+    return first_position(encoder.model) in (0, encoder.tokenizer.padding_id + 1)
 
 
 def _takes_many(encoder: Encoder, batch: tuple[Tensor, Tensor]) -> bool:

@@ -38,7 +38,7 @@ from simcse_train.encoders.saving import save_encoder
 from simcse_train.errors import InputError
 from simcse_train.training.plan import resolve
 from tests.conftest import make_bert
-from tests.encoders.families import byte_pairs
+from tests.encoders.families import byte_pairs, make_family
 from tests.encoders.matrix import make_member
 
 SENTENCES = ["a man plays the guitar.", "cat", "the big red dog runs in the park on the blue hill!", "a woman sings"]
@@ -379,6 +379,39 @@ def test_a_tokenizer_that_fails_on_words_it_does_not_know_is_refused(tmp_path: P
     PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", model_max_length=64).save_pretrained(folder)
     with pytest.raises(InputError, match="Missing"):
         load_encoder(folder)
+
+
+def plain_mean(folder: Path, sentence: str) -> Any:
+    """Return the mean state of a sentence that transformers alone gives."""
+    model, tokenizer = AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    with torch.inference_mode():
+        return model(**tokenizer(sentence, return_tensors="pt"), return_dict=True).last_hidden_state[0].mean(0).numpy()
+
+
+@pytest.mark.parametrize("changes", [{"output_attentions": True, "output_hidden_states": True}, {"return_dict": False}])
+def test_what_a_configuration_asks_to_return_beside_the_states_changes_nothing(
+    changes: dict[str, bool], tmp_path: Path
+) -> None:
+    folder = make_bert(tmp_path / "bert")
+    expected = load_encoder(folder).encode(SENTENCES)
+    encoder = load_encoder(edit(folder, "config.json", **changes))
+    assert encoder.packed
+    save_encoder(encoder, tmp_path / "saved")
+    for found in (encoder, load_encoder(tmp_path / "saved")):
+        assert np.array_equal(found.encode(SENTENCES), expected)
+
+
+@pytest.mark.parametrize("family", ["roberta", "xlm-roberta"])
+def test_a_padding_token_that_sentences_have_is_not_counted_as_in_transformers(family: str, tmp_path: Path) -> None:
+    (tmp_path / family).mkdir()
+    folder = make_family(family, tmp_path / family)
+    assert load_encoder(folder).packed
+    sentence = "zqx! xqz! the dog runs"
+    number = min(i for i in AutoTokenizer.from_pretrained(folder)(sentence)["input_ids"] if i > 3)  # "!" or a space
+    edit(folder, "config.json", pad_token_id=number)
+    encoder = load_encoder(folder, pooling="mean")
+    assert not encoder.packed
+    assert np.allclose(encoder.encode([sentence], normalized=False)[0], plain_mean(folder, sentence), atol=1e-5)
 
 
 def add_weights(folder: Path, **more: torch.Tensor) -> None:
