@@ -26,7 +26,8 @@ from simcse_train.runs.folder import METRICS
 from simcse_train.runs.metrics import read_metrics
 
 PROJECT = "simcse-train"
-IDENTITY = "trackers.json"  # names the tracked run, so that a resumed run continues it
+IDENTITY = "trackers.json"  # names the tracked run, so that a resumed run continues it, and the last step sent to it
+SENT = " sent"  # after the name of a tracker: the last step that it was sent
 SECONDS_BETWEEN_READS = 2.0
 SECONDS_TO_FINISH = 15.0
 
@@ -57,8 +58,11 @@ def tracked(run: Path, config: TrainConfig) -> Iterator[None]:
                 logger.warning(f"--track {name} does not answer, and may lack the run's last figures.")
 
 
-def _follow(name: str, run: Path, config: TrainConfig, position: int, ended: threading.Event) -> None:
-    """Send each line that appears in `metrics.jsonl` after a position in bytes, until the run has ended."""
+def _follow(name: str, run: Path, config: TrainConfig, logged: int, ended: threading.Event) -> None:
+    """Send each line of `metrics.jsonl` that was not sent before, until the run has ended.
+
+    logged: bytes of the lines that were there when the run was resumed.
+    """
     try:
         if find_spec(name) is None:
             logger.warning(
@@ -66,7 +70,7 @@ def _follow(name: str, run: Path, config: TrainConfig, position: int, ended: thr
                 "trackers: pip install 'simcse-train[track]'"
             )
             return
-        is_resumed = name in _identities(run)
+        is_resumed, position = name in _kept(run), _unsent(run, name, logged)
         tracker = _start(name, run)
         settings = {
             key: str(v) if isinstance(v, list) else v for key, v in config.model_dump().items() if v is not None
@@ -76,17 +80,37 @@ def _follow(name: str, run: Path, config: TrainConfig, position: int, ended: thr
         is_last = False
         while not is_last:
             is_last = ended.wait(SECONDS_BETWEEN_READS)  # what was logged before the end is still sent
-            position = _send(tracker, run / METRICS, position)
+            before = position
+            position, step = _send(tracker, run / METRICS, position)
+            if position > before:
+                _keep(run, name + SENT, step)
         tracker.finish()
     except (Exception, SystemExit) as error:  # of any kind: the libraries and their servers are not ours
         reason = one_line(error)
         logger.warning(f"--track {name} failed ({type(error).__name__}: {reason}); the run continues without it.")
 
 
-def _send(tracker: Any, path: Path, position: int) -> int:
-    """Log the complete lines after a position; return the position after them."""
+def _unsent(run: Path, name: str, logged: int) -> int:
+    """Return the position of the first of the `logged` bytes of `metrics.jsonl` that a tracker was not sent.
+
+    A run that was killed may have saved what it had not sent. All is sent to a tracker that has not followed this run.
+    """
+    kept = _kept(run)
+    if not logged or (name in kept and name + SENT not in kept):  # by a version that did not say
+        return logged
+    sent, position = int(kept.get(name + SENT, -1)), 0
+    for line, record in zip((run / METRICS).read_bytes().splitlines(keepends=True), read_metrics(run), strict=False):
+        if position >= logged or record["step"] > sent:
+            break
+        position += len(line)
+    return position
+
+
+def _send(tracker: Any, path: Path, position: int) -> tuple[int, int]:
+    """Log the complete lines after a position; return the position after them, and the step of the last."""
+    step = -1
     if not path.exists():
-        return position
+        return position, step
     with path.open("rb") as stream:
         stream.seek(position)
         for line in stream:
@@ -98,12 +122,12 @@ def _send(tracker: Any, path: Path, position: int) -> int:
             numbers = {key: value for key, value in record.items() if isinstance(value, int | float)}
             if numbers:
                 tracker.log(numbers, step=step)
-    return position
+    return position, step
 
 
 def _start(name: str, run: Path) -> Any:
     """Start a tracker on the tracked run that belongs to this run's folder: a new one, or that of the run resumed."""
-    identity = _identities(run)
+    identity = _kept(run)
     new = f"{run.name}-{uuid.uuid4().hex[:8]}"
     own = identity.get(name, new)
     steps = [line["step"] for line in read_metrics(run)]
@@ -118,17 +142,22 @@ def _start(name: str, run: Path) -> Any:
     tracker = LOGGER_TYPE_TO_CLASS[name](**arguments[name])
     tracker.start()
     if name not in identity:
-        chosen = tracker.active_run.info.run_id if name == "mlflow" else new
-        with _identity_lock:
-            write_text(run / IDENTITY, json.dumps(_identities(run) | {name: chosen}) + "\n")
+        _keep(run, name, tracker.active_run.info.run_id if name == "mlflow" else new)
+    if int(identity.get(name + SENT, -1)) > max(steps, default=-1):  # steps that the resumed run logs, and sends, again
+        _keep(run, name + SENT, max(steps, default=-1))
     return tracker
 
 
-def _identities(run: Path) -> dict[str, str]:
-    """Return the tracked run of each tracker that has followed this run."""
+def _kept(run: Path) -> dict[str, Any]:
+    """Return the tracked run of each tracker that has followed this run, and the last step that it was sent."""
     path = run / IDENTITY
-    found: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     return found
+
+
+def _keep(run: Path, name: str, value: str | int) -> None:
+    with _identity_lock:
+        write_text(run / IDENTITY, json.dumps(_kept(run) | {name: value}) + "\n")
 
 
 _identity_lock = threading.Lock()  # several trackers write one file

@@ -113,9 +113,54 @@ def test_only_complete_lines_are_sent(tmp_path: Path) -> None:
     kept, path = Kept(), tmp_path / "metrics.jsonl"
     first = json.dumps({"step": 1, "loss": 2.0, "note": "text", "score": None}) + "\n"
     path.write_text(first + '{"step": 2, "lo')
-    position = trackers._send(kept, path, 0)
+    position, step = trackers._send(kept, path, 0)
     assert kept.lines == [(1, {"loss": 2.0})]
-    assert position == len(first)
+    assert (position, step) == (len(first), 1)
     path.write_text(first + '{"step": 2, "loss": 1.0}\n')
     trackers._send(kept, path, position)
     assert kept.lines[1:] == [(2, {"loss": 1.0})]
+
+
+class Kept:
+    """Stands in for a tracker's class: keeps the steps that it is sent."""
+
+    steps: list[int]
+
+    def __init__(self, **_: Any) -> None:
+        pass
+
+    def start(self) -> None:
+        Kept.steps = []
+
+    def store_init_configuration(self, _: Any) -> None:
+        pass
+
+    def log(self, _: Any, step: int) -> None:
+        self.steps.append(step)
+
+    def finish(self) -> None:
+        pass
+
+
+def test_what_a_killed_run_had_not_sent_is_sent_when_it_is_resumed(
+    tiny: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(accelerate.tracking.LOGGER_TYPE_TO_CLASS, "wandb", Kept)
+    monkeypatch.setattr(trackers, "find_spec", lambda _: True)
+    config = settings(tiny, text, tmp_path, track=["wandb"])
+
+    def sent(last: int, *logged: int) -> list[int]:
+        """Return what is sent when a run is resumed whose metrics end at a step, and then logs more."""
+        (tmp_path / "metrics.jsonl").write_text("".join(f'{{"step": {n}, "loss": 1.0}}\n' for n in range(last + 1)))
+        with trackers.tracked(tmp_path, config), (tmp_path / "metrics.jsonl").open("a") as stream:
+            stream.writelines(f'{{"step": {n}, "loss": 1.0}}\n' for n in logged)
+        return Kept.steps
+
+    identity = tmp_path / "trackers.json"
+    assert sent(5, 6) == [*range(7)]  # a tracker that has not followed the run
+    assert json.loads(identity.read_text())["wandb sent"] == 6
+    assert sent(8) == [7, 8]  # these were logged and saved before a kill
+    assert sent(3) == []  # resumed from an older checkpoint, and killed before it logged anything
+    assert sent(5, 6) == [4, 5, 6]
+    identity.write_text('{"wandb": "x"}')  # of a version that did not say what it had sent
+    assert sent(5, 6) == [6]
