@@ -34,7 +34,6 @@ def _setting(
     auto: str = "",
     default: Any = None,
     of: Mapping[str, float] | None = None,
-    **limits: Any,
 ) -> Any:
     """Declare a setting: its group and help on the command line; `auto` explains a default of None or auto.
 
@@ -42,17 +41,13 @@ def _setting(
     """
     auto = auto or ", ".join(f"{value:g} for {name}" for name, value in (of or {}).items())
     extra: dict[str, Any] = {"group": group, "metavar": metavar, "auto": auto, "of": dict(of or {})}
-    return Field(default=default, description=help_text, json_schema_extra=extra, **limits)
-
-
-def _as_text(value: object) -> object:
-    return str(value) if isinstance(value, Path) else value
+    return Field(default=default, description=help_text, json_schema_extra=extra)
 
 
 def _as_list(value: object) -> object:
     if not isinstance(value, str | Path | list | tuple):
         raise ValueError("give a name or a list of names; sentences and tables are read from files")
-    return [_as_text(entry) for entry in ([value] if isinstance(value, str | Path) else value)]
+    return [str(e) if isinstance(e, Path) else e for e in ([value] if isinstance(value, str | Path) else value)]
 
 
 Paths = Annotated[list[str], BeforeValidator(_as_list)]
@@ -200,13 +195,23 @@ class TrainConfig(BaseModel):
         SAVING, "Experiment tracker for the metrics too.", "tensorboard|wandb|mlflow|trackio", auto="none", default=[]
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _settings_are_known(cls, given: Any) -> Any:
+        """Refuse a name that is none of a setting, with the nearest that is."""
+        if unknown := [str(name) for name in given if name not in cls.model_fields] if isinstance(given, dict) else []:
+            near = difflib.get_close_matches(unknown[0].replace("-", "_"), cls.model_fields, n=1, cutoff=0.5)
+            hint = f"Did you mean {near[0]!r}?" if near else f"The settings are {', '.join(cls.model_fields)}."
+            raise ValueError(f"There is no setting {unknown[0]!r}. {hint}")
+        return given
+
     @field_validator("model", "pairs", "eval", "output", mode="before")
     @classmethod
     def _path_as_text(cls, value: object) -> object:
         """Take a path as Python programs have it, but not an empty one, as of a variable that is not set."""
         if value == "":
             raise ValueError("an empty name; name a file or folder, or leave it out")
-        return _as_text(value)
+        return str(value) if isinstance(value, Path) else value
 
     @model_validator(mode="after")
     def _settings_fit_together(self, info: ValidationInfo) -> TrainConfig:
@@ -276,16 +281,11 @@ def choices(field: FieldInfo) -> tuple[str, ...]:
 def _explain(error: ValidationError) -> str:
     """Return one sentence on the first fault that pydantic found."""
     found = error.errors()[0]
-    field = str(found["loc"][0]) if found["loc"] else "settings"
-    if found["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(field.replace("-", "_"), TrainConfig.model_fields, n=1, cutoff=0.5)
-        hint = f"Did you mean {near[0]!r}?" if near else f"The settings are {', '.join(TrainConfig.model_fields)}."
-        return f"There is no setting {field!r}. {hint}"
     message: str = found["msg"].removeprefix("Value error, ")
-    if not found["loc"]:  # from the check of all settings together
+    if not found["loc"]:  # from the checks of all settings together
         return message
     given = "''" if found["input"] == "" else found["input"]
-    return f"{option(field)} {given}: {message[0].lower()}{message[1:]}."
+    return f"{option(str(found['loc'][0]))} {given}: {message[0].lower()}{message[1:]}."
 
 
 def make_config(settings: Mapping[str, Any], source: str | None = None, *, complete: bool = True) -> TrainConfig:

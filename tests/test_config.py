@@ -8,6 +8,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from simcse_train.config import TrainConfig, make_config, objective_setting
 from simcse_train.config_file import config_yaml, read_settings
@@ -212,3 +213,8 @@ def test_paths_are_taken_as_python_programs_have_them() -> None:
 )
 def test_yaml_keeps_every_setting(config: TrainConfig) -> None:
     assert make_config(yaml.safe_load(config_yaml(config))) == config
+
+
+def test_python_is_told_the_nearest_setting_too() -> None:
+    with pytest.raises(ValidationError, match="There is no setting 'batch_sise'. Did you mean 'batch_size'"):
+        TrainConfig(data=["x"], batch_sise=5)  # type: ignore[call-arg]
