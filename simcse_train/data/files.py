@@ -182,8 +182,9 @@ def _below(folder: Path) -> list[Path]:
 
 def _is_run_or_encoder(folder: Path) -> bool:
     """Return whether a folder is a run of this program or an encoder, whose files are no texts."""
-    is_run = (folder / "checkpoints").is_dir() and (folder / "config.yaml").is_file()
-    return is_run or ((folder / "config.json").is_file() and any(folder.glob("*.safetensors")))
+    is_run = (folder / "config.yaml").is_file() and any((folder / name).exists() for name in ("checkpoints", ".lock"))
+    weights = ("*.safetensors", "pytorch_model*.bin", "onnx/*.onnx")
+    return is_run or ((folder / "config.json").is_file() and any(any(folder.glob(name)) for name in weights))
 
 
 def _is_the_users(path: Path, folder: Path) -> bool:

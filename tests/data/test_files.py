@@ -238,6 +238,15 @@ def test_a_folder_is_read_without_hidden_files_and_the_runs_and_encoders_in_it(t
         "model/config.json",
         "model/model.safetensors",
         "model/1_Pooling/config.json",
+        "begun/config.yaml",
+        "begun/.lock",
+        "begun/stdin.txt",
+        "exported/config.json",
+        "exported/tokenizer.json",
+        "exported/onnx/model.onnx",
+        "pickled/config.json",
+        "pickled/vocab.txt",
+        "pickled/pytorch_model.bin",
     ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("{}")
