@@ -39,8 +39,8 @@ from tqdm import tqdm
 from transformers import BertConfig, BertModel, BertTokenizer
 
 from simcse_train.cli import main as simcse_train
+from simcse_train.manifest import damage
 from simcse_train.runs.folder import CHECKPOINTS, ENCODER, METRICS, checkpoints
-from simcse_train.runs.manifest import damage
 
 STARTING, READING, TRAINING, SAVING, EXPORTING = range(5)
 PHASES = ("starting", "reading the text", "training", "saving", "exporting")

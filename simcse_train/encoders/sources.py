@@ -13,6 +13,7 @@ from simcse_train.config import STARTER
 from simcse_train.encoders.modules import MODULES
 from simcse_train.encoders.saving import ENCODER
 from simcse_train.errors import InputError, one_line
+from simcse_train.manifest import MANIFEST, STATE, damage
 
 STARTER_FOLDER = Path(__file__).parent.parent / "starter"
 ADAPTER = "adapter_config.json"
@@ -140,6 +141,9 @@ def _find(name: str) -> str:
     path = Path(name).expanduser()
     for folder in (path, path / ENCODER):
         if any((folder / file).is_file() for file in ("config.json", MODULES, ADAPTER)):
+            is_checkpoint = folder != path and any((path / file).exists() for file in (MANIFEST, STATE))
+            if is_checkpoint and (reason := damage(path)):
+                raise InputError(f"The checkpoint {name} can't be used: {reason}. Give another one, or the run folder.")
             return str(folder)
     if path.exists():
         raise InputError(

@@ -19,6 +19,7 @@ from simcse_train.encoders.loading import load_encoder
 from simcse_train.encoders.saving import ENCODER, save_encoder
 from simcse_train.errors import InputError, SaveError
 from simcse_train.export.model_card import model_card
+from simcse_train.manifest import damage
 from simcse_train.runs.atomic import write_folder
 from simcse_train.runs.checkpoint import (
     State,
@@ -29,7 +30,6 @@ from simcse_train.runs.checkpoint import (
     newest_state,
 )
 from simcse_train.runs.folder import checkpoint_path, checkpoints, run_of
-from simcse_train.runs.manifest import damage
 from simcse_train.runs.start import load_beginning
 
 PROBES = (
@@ -56,9 +56,7 @@ def export(source: Path, target: Path, which: str | None = None) -> int:
     other embeddings when it is loaded again.
     """
     require_new_folder(target)
-    if which is not None and is_checkpoint(source):
-        raise InputError(f"{source} is one checkpoint; --checkpoint {which} needs the folder of the whole run.")
-    state, encoder, run = _load(source, which)
+    state, encoder, run = load_trained(source, which)
     write_export(encoder, state, run, target)
     return state.step
 
@@ -89,7 +87,7 @@ def load_saved_encoder(name_or_path: str, *, pooling: str = "auto") -> Encoder:
                 f"export of before is used. To export what it is now: simcse-train export {path} OUT"
             )
         return load_encoder(name_or_path, pooling=pooling)
-    return use_newest(path, lambda newest: load_encoder(newest, pooling=pooling))
+    return use_newest(path, lambda newest: load_encoder(newest / ENCODER, pooling=pooling))  # found intact before
 
 
 def load_chosen(run: Path, newest: Path, which: str | None) -> tuple[State, Encoder]:
@@ -138,7 +136,11 @@ def write_export(encoder: Encoder, state: State, run: Path, target: Path) -> Non
     write_folder(target, write)
 
 
-def _load(source: Path, which: str | None) -> tuple[State, Encoder, Path]:
+def load_trained(source: Path, which: str | None) -> tuple[State, Encoder, Path]:
+    """Return the state and the encoder of a run, as `load_chosen` does, or of a checkpoint, and the run's folder."""
+    if which is not None and is_checkpoint(source):
+        raise InputError(f"{source} is one checkpoint; --checkpoint {which} needs the folder of the whole run.")
+
     def load(newest: Path) -> tuple[State, Encoder, Path]:
         if not is_checkpoint(source):
             return *load_chosen(source, newest, which), source

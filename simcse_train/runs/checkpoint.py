@@ -29,6 +29,7 @@ from simcse_train.encoders.loading import load_encoder
 from simcse_train.encoders.saving import save_encoder
 from simcse_train.errors import InputError, SaveError, one_line
 from simcse_train.launcher import resuming
+from simcse_train.manifest import MANIFEST, STATE, damage, write_manifest
 from simcse_train.runs.atomic import PARTIAL, write_folder
 from simcse_train.runs.folder import (
     CHECKPOINTS,
@@ -41,9 +42,8 @@ from simcse_train.runs.folder import (
     run_of,
     with_name,
 )
-from simcse_train.runs.manifest import MANIFEST, damage, write_manifest
 
-HEAD, OPTIMIZER, OBJECTIVE, STATE = "head.safetensors", "optimizer.safetensors", "objective.safetensors", "state.json"
+HEAD, OPTIMIZER, OBJECTIVE = "head.safetensors", "optimizer.safetensors", "objective.safetensors"
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from simcse_train.config import TrainConfig
 from simcse_train.encoders.saving import ENCODER
 from simcse_train.errors import InputError
 from simcse_train.launcher import is_launched, resuming, started_at
+from simcse_train.manifest import MANIFEST
 from simcse_train.runs.atomic import PARTIAL, remove_leftovers
-from simcse_train.runs.manifest import MANIFEST
 
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"

@@ -15,9 +15,9 @@ from simcse_train.encoders.encoder import Encoder
 from simcse_train.encoders.loading import load_encoder
 from simcse_train.encoders.saving import save_encoder
 from simcse_train.errors import InputError
+from simcse_train.manifest import damage, write_manifest
 from simcse_train.runs.atomic import write_folder
 from simcse_train.runs.folder import START
-from simcse_train.runs.manifest import damage, write_manifest
 
 TRAINED_AS = "trained_as.json"  # in the copy: what of an encoder from Python its own files do not say
 

@@ -27,6 +27,7 @@ from simcse_train.data.order import LATEST
 from simcse_train.encoders.encoder import Encoder
 from simcse_train.encoders.sources import model_name
 from simcse_train.errors import InputError, Stopped, TrainingError
+from simcse_train.manifest import damage
 from simcse_train.objectives.infonce import InfoNCE
 from simcse_train.objectives.registry import make_objective
 from simcse_train.randomness import seeded
@@ -34,8 +35,7 @@ from simcse_train.report.summary import Seen
 from simcse_train.runs.atomic import flush
 from simcse_train.runs.checkpoint import State, load_objective_state, load_optimizer, prune, save_checkpoint
 from simcse_train.runs.folder import METRICS, checkpoint_path, checkpoints, last_saved
-from simcse_train.runs.manifest import damage
-from simcse_train.runs.metrics import forget_metrics
+from simcse_train.runs.metrics import forget_metrics, read_metrics
 from simcse_train.runs.start import frozen_weights, load_start, weights_fingerprint
 from simcse_train.training.compiled_optimizer import CompiledAdamW
 from simcse_train.training.computation import choose_kernels, computation

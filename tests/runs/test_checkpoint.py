@@ -20,12 +20,14 @@ from transformers import BertConfig, BertModel
 
 from scripts.torture import processes
 from simcse_train.config import make_config
+from simcse_train.encoders.loading import load_encoder
 from simcse_train.errors import InputError, SaveError
+from simcse_train.export.folder import load_saved_encoder, load_trained
+from simcse_train.manifest import damage
 from simcse_train.runs import checkpoint as module
 from simcse_train.runs.atomic import remove_leftovers, write_folder
 from simcse_train.runs.checkpoint import find_checkpoint, prune, run_to_resume
 from simcse_train.runs.folder import LOCK, checkpoints, only_writer
-from simcse_train.runs.manifest import damage
 from simcse_train.training.start import resume, train
 
 DAMAGES = int(os.environ.get("SIMCSE_TRAIN_DAMAGES", "25"))
@@ -288,3 +290,19 @@ def test_a_run_that_was_killed_before_it_began_is_said_to_be_started_again(tmp_p
     (tmp_path / LOCK).touch()
     with pytest.raises(InputError, match="was stopped before the run began, and nothing is lost. Give the command"):
         run_to_resume(tmp_path)
+
+
+def test_a_damaged_checkpoint_is_refused_wherever_it_is_named(run: Path, tmp_path: Path) -> None:
+    checkpoint = shutil.copytree(checkpoints(run)[-1], tmp_path / "run" / "checkpoints" / "step-00000009")
+    weights = checkpoint / "encoder" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    uses: list[Callable[[Path], object]] = [load_encoder, lambda path: load_saved_encoder(str(path))]
+    uses.append(lambda path: load_trained(path, None))
+    for use in uses:
+        with pytest.raises(InputError, match=r"step-00000009 can't be used: encoder/model.safetensors is damaged"):
+            use(checkpoint)
+    (checkpoint / "manifest.json").unlink()
+    with pytest.raises(InputError, match="can't be used: its manifest can't be read"):
+        load_encoder(checkpoint)

@@ -24,11 +24,11 @@ from simcse_train.data.corpus import open_corpus
 from simcse_train.encoders.loading import load_encoder
 from simcse_train.errors import InputError, SaveError, Stopped, TrainingError
 from simcse_train.export.folder import load_chosen
+from simcse_train.manifest import damage
 from simcse_train.report.verdict import measures_by_step
 from simcse_train.runs.atomic import remove_leftovers, write_folder
 from simcse_train.runs.checkpoint import find_checkpoint
 from simcse_train.runs.folder import checkpoint_path, checkpoints
-from simcse_train.runs.manifest import damage
 from simcse_train.runs.metrics import read_metrics
 from simcse_train.training import finish as finish_module
 from simcse_train.training import monitor

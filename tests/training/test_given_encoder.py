@@ -23,10 +23,10 @@ from simcse_train.encoders.saving import save_encoder
 from simcse_train.errors import InputError, Stopped, TrainingError
 from simcse_train.evaluation.diagnosis import TUNED
 from simcse_train.export.folder import export
+from simcse_train.manifest import write_manifest
 from simcse_train.report.summary import summarise
 from simcse_train.runs.checkpoint import load_state
 from simcse_train.runs.folder import CONFIG, LOCK, checkpoints
-from simcse_train.runs.manifest import write_manifest
 from simcse_train.runs.metrics import read_metrics
 from simcse_train.runs.start import keep_start, load_start
 from simcse_train.training import prepare

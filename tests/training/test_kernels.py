@@ -14,10 +14,10 @@ from simcse_train.encoders import acceptance
 from simcse_train.encoders.compiled.build import CannotCompile
 from simcse_train.encoders.compiled.library import _library, library
 from simcse_train.errors import InputError, Stopped, TrainingError
+from simcse_train.manifest import write_manifest
 from simcse_train.objectives.registry import OBJECTIVES
 from simcse_train.runs.checkpoint import State, load_state
 from simcse_train.runs.folder import checkpoints
-from simcse_train.runs.manifest import write_manifest
 from simcse_train.training.compiled_optimizer import CompiledAdamW
 from simcse_train.training.start import resume, train
 from tests.training.test_loop import bits, interrupted_at, metrics, settings

@@ -21,10 +21,10 @@ from simcse_train.data.batches import two_views
 from simcse_train.encoders.head import projection_head
 from simcse_train.encoders.loading import load_encoder
 from simcse_train.errors import InputError, Stopped, TrainingError
+from simcse_train.manifest import damage
 from simcse_train.objectives.registry import OBJECTIVES, make_objective
 from simcse_train.randomness import seeded
 from simcse_train.runs.folder import checkpoint_path, checkpoints
-from simcse_train.runs.manifest import damage
 from simcse_train.training.finish import Run
 from simcse_train.training.optimizer import learning_rate_at, parameter_groups
 from simcse_train.training.start import resume, train

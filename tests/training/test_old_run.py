@@ -13,9 +13,9 @@ import torch
 from simcse_train.config import make_config
 from simcse_train.data.order import LATEST
 from simcse_train.errors import InputError
+from simcse_train.manifest import write_manifest
 from simcse_train.runs.checkpoint import find_checkpoint, load_state
 from simcse_train.runs.folder import checkpoints
-from simcse_train.runs.manifest import write_manifest
 from simcse_train.training.start import resume, train
 from tests.training.test_loop import bits, settings
 

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-MANIFEST = "manifest.json"
+MANIFEST, STATE = "manifest.json", "state.json"
 
 
 def write_manifest(folder: Path) -> None:
@@ -15,7 +15,7 @@ def write_manifest(folder: Path) -> None:
     (folder / MANIFEST).write_text(_as_text(_files(folder)), encoding="utf-8")
 
 
-def damage(folder: Path, required: str = "state.json") -> str | None:
+def damage(folder: Path, required: str = STATE) -> str | None:
     """Return what is wrong with a folder, or None if every byte is as it was when the manifest was written.
 
     `required` names a file that the manifest must list.
