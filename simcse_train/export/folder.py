@@ -119,10 +119,11 @@ def choose_checkpoint(run: Path, newest: Path, which: str | None) -> Path:
     return best
 
 
-def write_export(encoder: Encoder, state: State, run: Path, target: Path) -> None:
+def write_export(encoder: Encoder, state: State, run: Path, target: Path, *, replaces: bool = True) -> None:
     """Write an encoder as a folder of its own, load it again, and compare the embeddings.
 
-    Raises `SaveError` if they differ or the folder cannot be written.
+    Raises `SaveError` if they differ or the folder cannot be written, and `InputError` if another process is writing
+    it, or has written it meanwhile where it `replaces` none.
     """
     expected = encoder.encode(PROBES)
     card = model_card(encoder, state, run, run.name if target.parent == run else target.name)
@@ -133,7 +134,7 @@ def write_export(encoder: Encoder, state: State, run: Path, target: Path) -> Non
         if not np.array_equal(load_encoder(folder).encode(PROBES), expected):
             raise SaveError("the exported encoder gives other embeddings than the trained one; please report this")
 
-    write_folder(target, write)
+    write_folder(target, write, replaces=replaces)
 
 
 def load_trained(source: Path, which: str | None) -> tuple[State, Encoder, Path]:

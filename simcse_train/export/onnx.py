@@ -118,7 +118,7 @@ def export_onnx(
         about = SECTION.format(graph=GRAPH, checked=describe(found[0]), pooling=encoder.pooling)
         (folder / "README.md").write_text(card + about, encoding="utf-8")
 
-    write_folder(target, write)
+    write_folder(target, write, replaces=False)
     return found[0]
 
 

@@ -5,7 +5,6 @@ Several processes each read the whole text and encode their share of every chunk
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import itertools
 import json
@@ -28,7 +27,7 @@ from simcse_train.data.texts import read_texts
 from simcse_train.encoders.acceptance import use_flash, use_kernels
 from simcse_train.encoders.encoder import Encoder
 from simcse_train.errors import InputError, SaveError
-from simcse_train.runs.atomic import PARTIAL, flush
+from simcse_train.runs.atomic import replacing
 from simcse_train.search.embeddings import encode_together, require_finite
 
 BATCH = 256  # sentences at once
@@ -62,36 +61,28 @@ def encode_file(
         raise InputError("INPUT -: several processes can't share standard input. Give a file, or start one process.")
     path = Path("standard input") if source == "-" else one_file(Path(source), "INPUT")
     require_other_file(target, "OUTPUT", [path])
-    partial = target.with_name(f".{target.name}{PARTIAL}")
-    try:
-        with sys.stdin.buffer if source == "-" else open_file(path, "INPUT") as raw:
-            sentences = read_texts(raw, named(path, "INPUT", text_column=text_column, encoding=encoding))
-            before: list[str] = []  # the blank records before the first text
-            first = None
-            for text in sentences:
-                if text.strip():
-                    first = text
-                    break
-                before.append(text)
-            if first is None:
-                found = f"has {len(before)} records, all without text" if before else "is empty"
-                raise InputError(f"INPUT {path} {found}: there is nothing to encode.")
-            rows = _encoded(encoder, itertools.chain(before, [first], sentences), normalized, precision)
-            if not distributed.is_main():
-                return sum(len(embeddings) for _, embeddings in rows), encoder.hidden_size
-            try:
-                with partial.open("wb") as stream:
-                    count = WRITERS[target.suffix](stream, rows, encoder.hidden_size)
-                flush(partial)
-                partial.replace(target)
-            except OSError as error:
-                message = f"OUTPUT {target} can't be written: {error.strerror}. Choose another place."
-                is_place_wrong = error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EROFS)
-                raise (InputError if is_place_wrong else SaveError)(message) from None
-    finally:
-        if distributed.is_main():
-            with contextlib.suppress(OSError):
-                partial.unlink()
+    with sys.stdin.buffer if source == "-" else open_file(path, "INPUT") as raw:
+        sentences = read_texts(raw, named(path, "INPUT", text_column=text_column, encoding=encoding))
+        before: list[str] = []  # the blank records before the first text
+        first = None
+        for text in sentences:
+            if text.strip():
+                first = text
+                break
+            before.append(text)
+        if first is None:
+            found = f"has {len(before)} records, all without text" if before else "is empty"
+            raise InputError(f"INPUT {path} {found}: there is nothing to encode.")
+        rows = _encoded(encoder, itertools.chain(before, [first], sentences), normalized, precision)
+        if not distributed.is_main():
+            return sum(len(embeddings) for _, embeddings in rows), encoder.hidden_size
+        try:
+            with replacing(target) as stream:
+                count = WRITERS[target.suffix](stream, rows, encoder.hidden_size)
+        except OSError as error:
+            message = f"OUTPUT {target} can't be written: {error.strerror}. Choose another place."
+            is_place_wrong = error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EROFS)
+            raise (InputError if is_place_wrong else SaveError)(message) from None
     return count, encoder.hidden_size
 
 

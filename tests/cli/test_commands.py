@@ -20,8 +20,10 @@ from simcse_train.cli import main
 from simcse_train.config_file import read_settings
 from simcse_train.encoders.loading import load_encoder
 from simcse_train.errors import InputError
+from simcse_train.export import folder, onnx
 from simcse_train.runs.checkpoint import load_state
 from simcse_train.runs.folder import checkpoints
+from simcse_train.search import embeddings
 from simcse_train.training import prepare
 from tests.conftest import EXAMPLES
 
@@ -385,6 +387,37 @@ def test_a_signal_leaves_nothing_half_encoded(number: signal.Signals, model: Pat
     assert process.returncode == 128 + number
     assert said.split("\r")[-1].strip().endswith("Stopped.")
     assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("command", ["export", "onnx", "search"])
+def test_a_signal_leaves_nothing_half_exported_nor_half_embedded(
+    command: str,
+    number: signal.Signals,
+    model: Path,
+    text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    at = {"export": (folder, "load_encoder"), "onnx": (onnx, "_write_graph"), "search": (embeddings, "embed_rows")}
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    if command == "search":
+        given: tuple[object, ...] = ("search", model, "a man", "--data", text)
+    elif command == "onnx":
+        given = ("export", model, tmp_path / "out", "--format", "onnx")
+    else:
+        settings = ("--model", model, "--batch-size", 8, "--max-steps", 1)
+        assert run("--data", text, *settings, "--output", tmp_path / "run") == 0
+        given = ("export", tmp_path / "run", tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(*at[command], lambda *_, **__: signal.raise_signal(number))
+        assert run(*given) == 128 + number
+    assert capsys.readouterr().err.split("\r")[-1].strip().endswith("Stopped.")
+    left = [path for path in tmp_path.rglob("*") if path.name.endswith(".partial") or "embeddings-" in path.name]
+    assert [path for path in left if not path.name.endswith(".lock")] == []
+    assert not (tmp_path / "out").exists()
+    assert run(*given) == 0
 
 
 def test_standard_input_that_was_read_is_not_lost_with_a_signal(
