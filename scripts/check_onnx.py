@@ -28,7 +28,8 @@ from simcse_train import load_encoder
 from simcse_train.cli.app import import_quietly
 from simcse_train.data.sample import sample_text
 from simcse_train.encoders.encoder import Encoder
-from simcse_train.export.onnx import GRAPH, describe, embed_with_onnxruntime, export_onnx
+from simcse_train.export.onnx import describe, embed_with_onnxruntime, export_onnx
+from simcse_train.export.onnx_card import GRAPH
 from tests.encoders.families import make_family
 
 PEER = """

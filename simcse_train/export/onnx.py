@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from html import escape
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -26,7 +25,6 @@ from transformers import AutoConfig
 
 from simcse_train.data.batches import held_out_sentences
 from simcse_train.data.corpus import open_corpus
-from simcse_train.data.display import shown
 from simcse_train.data.sample import sample_text
 from simcse_train.encoders.encoder import Encoder
 from simcse_train.encoders.pooling import pool
@@ -34,14 +32,15 @@ from simcse_train.encoders.saving import save_encoder
 from simcse_train.encoders.weights import model_class
 from simcse_train.errors import InputError, SaveError
 from simcse_train.evaluation.geometry import neighbours_kept
-from simcse_train.export.folder import PROBES, load_chosen, load_saved_encoder, require_new_folder, use_newest
-from simcse_train.export.model_card import as_code, licence, model_card
+from simcse_train.export.folder import PROBES, load_saved_encoder, load_trained, require_new_folder
+from simcse_train.export.model_card import model_card
+from simcse_train.export.onnx_card import GRAPH, about_graph, card_of_copy
+from simcse_train.manifest import STATE
 from simcse_train.runs.atomic import write_folder
 from simcse_train.runs.checkpoint import State
 from simcse_train.runs.folder import checkpoints
 from simcse_train.search.index import nearest
 
-GRAPH = "onnx/model.onnx"
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-4  # of each value of a normalised embedding, in float32
 NEIGHBOURS = 10
@@ -99,7 +98,7 @@ def export_onnx(
 
     def write(folder: Path) -> None:
         save_encoder(encoder, folder)
-        _keep_truncation(folder / "tokenizer.json", encoder.max_length)
+        _keep_truncation(folder / "tokenizer.json", encoder)
         (folder / GRAPH).parent.mkdir()
         _write_graph(folder, folder / GRAPH)
         for weights in folder.glob("*.safetensors"):
@@ -115,8 +114,7 @@ def export_onnx(
             difference = float(np.abs(rows - expected).max())
             kept = _neighbours_kept(expected, rows)
         found.append(OnnxExport(difference, kept, len(checked)))
-        about = SECTION.format(graph=GRAPH, checked=describe(found[0]), pooling=encoder.pooling)
-        (folder / "README.md").write_text(card + about, encoding="utf-8")
+        (folder / "README.md").write_text(card + about_graph(encoder, describe(found[0])), encoding="utf-8")
 
     write_folder(target, write, replaces=False)
     return found[0]
@@ -163,15 +161,14 @@ def embed_with_onnxruntime(graph: Path, encoder: Encoder, sentences: Sequence[st
 
 def _load(source: Path, which: str | None, sentences: list[str], name: str) -> tuple[Encoder, list[str], str]:
     """Return the encoder to export, the sentences to check it on, and the model card of an export of this name."""
-    if not checkpoints(source):
+    if not (checkpoints(source) or (source / STATE).exists()):  # neither a run nor a checkpoint
         if which is not None:
             raise InputError(f"--checkpoint {which} needs the folder of a whole run, and {source} is none.")
         encoder = load_saved_encoder(str(source))
-        card = CARD.format(name=escape(shown(name)), metadata=licence(str(source)), source=as_code(source.name))
-        return encoder, sentences, card
-    state, encoder = use_newest(source, lambda newest: load_chosen(source, newest, which))
+        return encoder, sentences, card_of_copy(source, name)
+    state, encoder, run = load_trained(source, which)
     encoder.head = None
-    card = model_card(encoder, state, source, name, backend="onnx")
+    card = model_card(encoder, state, run, name, backend="onnx")
     return encoder, sentences or _held_out(encoder, state), card
 
 
@@ -207,11 +204,11 @@ class _States(nn.Module):
         return states
 
 
-def _keep_truncation(tokenizer: Path, max_length: int) -> None:
-    """Let a tokenizer.json cut at a length by itself: whoever runs the graph without torch has nothing else of it."""
+def _keep_truncation(tokenizer: Path, encoder: Encoder) -> None:
+    """Let a tokenizer.json cut as the encoder does: whoever runs the graph without torch has nothing else of it."""
     if tokenizer.exists():
         fast = Tokenizer.from_file(str(tokenizer))
-        fast.enable_truncation(max_length)
+        fast.enable_truncation(encoder.max_length, direction=encoder.tokenizer.pretrained.truncation_side)
         fast.save(str(tokenizer))
 
 
@@ -267,29 +264,3 @@ def _neighbours_kept(before: NDArray[np.float32], after: NDArray[np.float32]) ->
     own = torch.arange(len(before))
     places = [nearest(rows, rows, NEIGHBOURS, exclude=own)[1] for rows in map(torch.from_numpy, (before, after))]
     return neighbours_kept(*places)
-
-
-CARD = """---
-library_name: sentence-transformers
-pipeline_tag: sentence-similarity
-tags: [sentence-transformers, simcse]
-{metadata}---
-
-# {name}
-
-A sentence encoder, the same as {source}.
-
-```python
-from sentence_transformers import SentenceTransformer
-
-SentenceTransformer("path/to/this/folder", backend="onnx").encode(["A sentence."])
-```
-"""
-SECTION = """
-## ONNX
-
-The weights are in the graph `{graph}`, written by simcse-train. {checked}
-
-It takes `input_ids` and `attention_mask` and gives `last_hidden_state`; embeddings are pooled with `{pooling}` and
-compared by cosine.
-"""

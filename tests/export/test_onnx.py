@@ -1,10 +1,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
 
 from simcse_train import train
 from simcse_train.cache import cache_folder
@@ -13,6 +17,7 @@ from simcse_train.errors import InputError, SaveError
 from simcse_train.export import onnx
 from simcse_train.export.folder import PROBES
 from simcse_train.export.onnx import export_onnx
+from simcse_train.runs.folder import checkpoints
 from tests.conftest import EXAMPLES
 from tests.encoders.families import make_family
 from tests.encoders.matrix import make_member
@@ -104,3 +109,46 @@ def test_missing_packages_are_named(tiny: Path, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(onnx, "find_spec", lambda name: None if name == "onnxscript" else True)
     with pytest.raises(InputError, match="needs onnxscript. Install"):
         export_onnx(tiny, tmp_path / "out")
+
+
+def test_a_checkpoint_is_checked_and_described_as_its_run_is(tiny: Path, text: Path, tmp_path: Path) -> None:
+    run = train(settings(text, tiny, tmp_path / "run", max_steps=2, save_every=1)).folder
+    assert export_onnx(checkpoints(run)[0], tmp_path / "out").sentences == 120 + len(PROBES)
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "| steps | 1 of 2, batch size 8 |" in card
+    assert "corpus.txt" in card
+
+
+def test_the_card_says_what_of_the_encoder_is_not_in_the_graph(tiny: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(tiny, tmp_path / "model")
+    kinds = ("Transformer", "Pooling", "Dense", "Normalize")
+    modules = [
+        {"idx": i, "name": str(i), "path": f"{i}_{kind}" if i else "", "type": f"sentence_transformers.models.{kind}"}
+        for i, kind in enumerate(kinds)
+    ]
+    (model / "modules.json").write_text(json.dumps(modules))
+    for folder, content in (("1_Pooling", {"pooling_mode_mean_tokens": True}), ("2_Dense", {})):
+        (model / folder).mkdir()
+        (model / folder / "config.json").write_text(json.dumps(content or {"in_features": 32, "out_features": 8}))
+    layer = torch.nn.Linear(32, 8)
+    save_file({f"linear.{k}": v for k, v in layer.state_dict().items()}, model / "2_Dense" / "model.safetensors")
+    prompts = {"prompts": {"query": "the dog: "}, "default_prompt_name": "query"}
+    (model / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+    export_onnx(model, tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert 'The prompt `"the dog: "` stands before every sentence.' in card
+    assert "pooled with `mean`, then passed through `2_Dense` of this folder, and" in card
+    assert (tmp_path / "out" / "2_Dense" / "model.safetensors").exists()
+    export_onnx(tiny, tmp_path / "plain")
+    card = (tmp_path / "plain" / "README.md").read_text(encoding="utf-8")
+    assert "pooled with `cls`, and\nembeddings are compared by cosine.\n" in card
+
+
+def test_a_text_is_cut_on_the_side_on_which_the_encoder_cuts(tiny: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(tiny, tmp_path / "model")
+    path = model / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"truncation_side": "left"}))
+    export_onnx(model, tmp_path / "out")
+    encoder, text = load_encoder(model), "the dog runs " * 30 + "in the park"
+    tokens = Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json")).encode(text).ids
+    assert [tokens] == encoder.tokenizer.tokenize([text], encoder.max_length)
