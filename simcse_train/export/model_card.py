@@ -61,6 +61,16 @@ def model_card(encoder: Encoder, state: State, run: Path, name: str, *, backend:
     )
 
 
+def exported_step(folder: Path) -> tuple[int, int] | None:
+    """Return the step that the card in an export's folder names, and the steps of its run; None where it names none."""
+    try:
+        card = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    found = re.search(r"^\| steps \| (\d+) of (\d+),", card, re.MULTILINE)
+    return (int(found[1]), int(found[2])) if found else None
+
+
 def as_code(text: str) -> str:
     """Return a name as code of Markdown, so that nothing in it is read as Markdown or HTML."""
     return "`" + shown(text).replace("`", "'").replace("|", "\\|") + "`"

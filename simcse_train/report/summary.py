@@ -20,6 +20,7 @@ from simcse_train.data.corpus import open_corpus
 from simcse_train.errors import InputError
 from simcse_train.evaluation.geometry import Space, look
 from simcse_train.export.folder import load_saved_encoder
+from simcse_train.export.model_card import exported_step
 from simcse_train.report.verdict import judge_run, measures_by_step
 from simcse_train.runs.checkpoint import State, newest_state
 from simcse_train.runs.folder import CONFIG, ENCODER, checkpoint_path
@@ -117,7 +118,8 @@ def summarise(run: Path, *, with_sentences: bool = True, seen: Seen | None = Non
     state = newest
     if newest is not None and finished and newest.best_step is not None:
         state = replace(newest, step=newest.best_step)
-    step = state.step if state else 0
+    exported = exported_step(run / ENCODER) if finished and newest is None else None  # its checkpoints were removed
+    step = state.step if state else exported[0] if exported else 0
     measured = measures_by_step(lines)
     before, after = (measured.get(which, {}) for which in (0, step))
     missing = None
@@ -134,7 +136,7 @@ def summarise(run: Path, *, with_sentences: bool = True, seen: Seen | None = Non
         config=config,
         finished=finished,
         step=step,
-        steps=state.steps if state else None,
+        steps=state.steps if state else exported[1] if exported else None,
         lines=lines,
         verdict=str(judge_run(lines, step)),
         before=before,
@@ -159,9 +161,10 @@ def _look(run: Path, config: TrainConfig, state: State | None, finished: bool) -
         encoding=config.encoding,
     )
     numbers = held_out_sentences(len(corpus))
-    if state is None or len(numbers) < 2:
+    if len(numbers) < 2 or not (finished or state):
         return Seen(corpus.counts, corpus.texts(numbers), None)
-    end = load_saved_encoder(str(run if finished else checkpoint_path(run, state.step)), pooling=config.pooling)
+    trained = run if finished or state is None else checkpoint_path(run, state.step)
+    end = load_saved_encoder(str(trained), pooling=config.pooling)
     rows = corpus.tokens(numbers)
     return Seen(corpus.counts, corpus.texts(numbers), (look(start, rows), look(end, rows)))
 

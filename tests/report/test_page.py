@@ -234,3 +234,17 @@ def test_a_run_made_longer_and_stopped_is_not_finished(
     assert "export of before is used" not in caplog.text
     load_saved_encoder(str(run))
     assert "is at step 4 of 6: its export of before is used" in caplog.text
+
+
+def test_a_finished_run_whose_checkpoints_were_removed_is_described_by_its_export(
+    hostile_run: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(hostile_run, tmp_path / "run")
+    whole = summarise(run)
+    shutil.rmtree(run / "checkpoints")
+    found = summarise(run)
+    assert (found.finished, found.step, found.steps) == (True, 6, 6)
+    assert (found.after, found.verdict) == (whole.after, whole.verdict)
+    assert whole.cosines is not None
+    assert found.cosines is not None
+    np.testing.assert_allclose(found.cosines[1].nearest, whole.cosines[1].nearest, atol=1e-6)
