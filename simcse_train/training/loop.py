@@ -248,9 +248,10 @@ class Trainer:
         self.start, self.source = state.start, state.source or state.base_model
         self.abandoned = [path for path in checkpoints(self.run) if path.name > checkpoint.name]
         if distributed.is_main():
-            self.monitor.restore(*self._best(state), self._start(), state.unlogged)
+            start = self._start()
+            self.monitor.restore(*self._best(state, start), start, state.unlogged)
 
-    def _best(self, state: State) -> tuple[Best | None, int]:
+    def _best(self, state: State, start: Encoder | None) -> tuple[Best | None, int]:
         """Return the best step of a checkpoint's run, if it can still be exported, and the evaluations since then."""
         if not state.step:  # step 0 is measured again
             return None, 0
@@ -259,7 +260,8 @@ class Trainer:
         best = checkpoint_path(self.run, state.best_step)
         if state.best_step not in (0, state.step) and (reason := damage(best)):
             logger.warning(f"The best checkpoint {best} can't be used: {reason}. The best step from here on is kept.")
-            return None, 0
+            first = next((line for line in read_metrics(self.run) if line["step"] == 0), None)
+            return (Best(0, first.get("score")) if first and start else None), 0  # what follows may be worse than that
         return Best(state.best_step, state.best_score), state.without_improvement
 
     def _start(self) -> Encoder | None:

@@ -260,3 +260,16 @@ def test_a_patience_that_hardly_anything_uses_up_is_said(
 ) -> None:
     train(settings(text, tiny, tmp_path / "run", max_steps=1, patience=2))
     assert "--patience 2 can hardly end this run: without --eval, 12 sentences are too few to see" in caplog.text
+
+
+def test_where_the_best_step_is_gone_the_start_is_still_better_than_what_is_worse(
+    text: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pairs.tsv").write_text(PAIRS)
+    scores = iter([5.0, 9.0, 2.0, 3.0, 4.0])
+    monkeypatch.setattr(monitor_module, "similarity_score", lambda *_: next(scores))
+    changes = {"max_steps": 3, "save_every": 1, "keep": 9, "eval": str(tmp_path / "pairs.tsv"), "eval_every": 1}
+    run = train(settings(text, tiny, tmp_path / "run", **changes)).folder
+    shutil.rmtree(checkpoint_path(run, 1))
+    assert resume(run, {"max_steps": 4}).after["score"] == 5
+    assert load_state(checkpoint_path(run, 4)).chosen_step == 0
