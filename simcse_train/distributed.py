@@ -160,6 +160,14 @@ def from_main(function: Callable[[], T]) -> T:
     return value
 
 
+def tensor_from_main(tensor: Tensor) -> Tensor:
+    """Return the main process's tensor; each process gives one of the same shape and type, on the CPU."""
+    with _lost():
+        if world_size() > 1:
+            dist.broadcast(tensor, src=0)
+    return tensor
+
+
 def shares(count: int) -> list[tuple[int, int]]:
     """Return the first and the end of each process's share of so many things, evenly and in order."""
     size = world_size()

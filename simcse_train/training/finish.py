@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import torch
+
+from simcse_train import distributed
 from simcse_train.encoders.encoder import Encoder
 from simcse_train.errors import InputError, TrainingError
 from simcse_train.export.folder import load_chosen, write_export
@@ -60,3 +63,13 @@ def finish(trainer: Trainer) -> Run:
     else:
         logger.info(f"Encoder: {run / ENCODER} (step {state.step}), ready for SentenceTransformer or AutoModel.")
     return Run(run, encoder, before, after, trainer.seen(state.step))
+
+
+@torch.no_grad()
+def shared(run: Run) -> Run:
+    """Return on every process what the main process has finished: the encoder that was exported, and its measures."""
+    before, after = distributed.from_main(lambda: [dict(run.before), dict(run.after)])
+    for parameter in run.encoder.parameters():
+        parameter.copy_(distributed.tensor_from_main(parameter.detach().cpu()))
+    run.encoder.source = str(run.folder)
+    return replace(run, before=before, after=after)

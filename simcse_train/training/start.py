@@ -28,7 +28,7 @@ from simcse_train.runs.trackers import tracked
 from simcse_train.training.changes import changed, without_own_folder
 from simcse_train.training.computation import one_training, release
 from simcse_train.training.equality import require_equal_settings
-from simcse_train.training.finish import Run, finish
+from simcse_train.training.finish import Run, finish, shared
 from simcse_train.training.loop import Trainer
 from simcse_train.training.prepare import new_trainer, resumed_trainer
 from simcse_train.training.stopping import StopRequests
@@ -112,8 +112,12 @@ def _fit(trainer: Trainer, stop: StopRequests) -> Run:
     finally:
         release(trainer.encoder)
     finished = finish(trainer) if distributed.is_main() else Run(trainer.run, trainer.encoder, {}, {})
-    distributed.wait()
-    return finished
+    return shared(finished)
+
+
+def _as_begun(config: TrainConfig, encoder: Encoder | None) -> dict[str, Any]:
+    """Return the settings that were given: a run with others was there before the launcher, and isn't continued."""
+    return config.model_dump(exclude=None if encoder is None else {"model"})  # of one that is given the run has a copy
 
 
 def _only_writer(run: Path) -> AbstractContextManager[None]:

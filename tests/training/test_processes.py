@@ -15,14 +15,17 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 from accelerate.utils import is_bf16_available
 from safetensors.torch import load_file
 
-from simcse_train import launcher
+from simcse_train import launcher, train
+from simcse_train.config import make_config
 from simcse_train.encoders.loading import load_encoder
 from simcse_train.encoders.saving import save_encoder
 from simcse_train.runs.folder import checkpoint_path, checkpoints
 from simcse_train.runs.metrics import read_metrics
+from simcse_train.training import monitor
 from tests.launch import command_line, finish, launch, run
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
@@ -110,6 +113,25 @@ def test_a_run_does_not_depend_on_the_number_of_processes(name: str, text: Path,
     before = load_file(tiny / "model.safetensors")
     after = load_file(checkpoint_path(tmp_path / "1", steps) / "encoder" / "model.safetensors")
     assert sum(float((after[key] - before[key]).square().sum()) for key in after) > 1e-3
+
+
+def train_from_python(text: Path, tiny: Path, folder: Path) -> None:
+    (folder / "pairs.tsv").write_text("a man\tthe man\t5\na cat\tguitar\t0\na dog\tthe dog runs\t3\n")
+    scores = iter([10.0, 30.0, 20.0])  # the best at step 1
+    setattr(monitor, "similarity_score", lambda *_: next(scores))  # noqa: B010 (mypy refuses the plain assignment)
+    given = {"data": text, "model": tiny, "output": folder / "run", "batch_size": 8, "max_steps": 2, "eval_every": 1}
+    found = train(make_config({**given, "learning_rate": 1e-2, "device": "cpu", "eval": folder / "pairs.tsv"}))
+    encoder = load_encoder(found.folder)
+    same = [torch.equal(*pair) for pair in zip(found.encoder.parameters(), encoder.parameters(), strict=True)]
+    record = {"same": all(same), "before": found.before["score"], "after": found.after["score"]}
+    (folder / f"{launcher.rank()}.json").write_text(json.dumps(record))
+
+
+def test_every_process_gets_the_finished_run(text: Path, tiny: Path, tmp_path: Path) -> None:
+    assert run(2, train_from_python, text, tiny, tmp_path) == [0, 0]
+    for rank in range(2):
+        found = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert found == {"same": True, "before": 10.0, "after": 30.0}
 
 
 def test_processes_evaluate_together_and_one_prints(tiny: Path, tmp_path: Path) -> None:
