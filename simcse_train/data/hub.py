@@ -115,6 +115,12 @@ def _parse(entry: str) -> tuple[str, str | None, str | None]:
     return f"{owner}/{name}", unquote(revision) or None, pattern or None
 
 
+def without_revision(entry: str) -> str:
+    """Return the name of a text on the hub as it is given where any revision will do."""
+    name, _, pattern = _parse(entry)
+    return f"{PREFIX}datasets/{name}" + (f"/{pattern}" if pattern else "")
+
+
 def _fetch(entry: str, name: str, revision: str | None, files: list[str]) -> Path:
     """Download files of a data set; return the folder that they are in."""
     from huggingface_hub import snapshot_download

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from simcse_train.config import TrainConfig, make_config, option
+from simcse_train.data import hub
 from simcse_train.errors import InputError
 from simcse_train.evaluation.diagnosis import harmless_rate, was_tuned
 from simcse_train.runs.folder import STANDARD_INPUT
@@ -69,7 +70,9 @@ def changed(config: TrainConfig, changes: Mapping[str, Any], from_file: Mapping[
         kept = next((entry for entry in config.data if Path(entry).name == STANDARD_INPUT), None)
         if kept is None and "-" in allowed["data"]:
             raise InputError("--data -: the run did not read standard input. Name the place of its text instead.")
-        allowed["data"] = [kept if entry == "-" else lasting(entry) for entry in allowed["data"]]
+        # A text of the hub goes on in the revision that the run began with, if none is given.
+        pinned = {hub.without_revision(entry): entry for entry in config.data if entry.startswith(hub.PREFIX)}
+        allowed["data"] = [kept if entry == "-" else pinned.get(entry) or lasting(entry) for entry in allowed["data"]]
     for name in ("eval", "pairs"):
         if name in allowed:
             allowed[name] = absolute(allowed[name])

@@ -59,7 +59,7 @@ def train(config: TrainConfig, encoder: Encoder | None = None) -> Run:
         restarted, name = distributed.from_main(lambda: _folder_to_train_in(config))
         run = Path(name)
         if restarted:
-            return _resume(run, {}, {})
+            return _resume(run, {}, _as_begun(config, encoder))
         with _only_writer(run), StopRequests() as stop:
             try:
                 trainer = new_trainer(run, config, encoder)
