@@ -57,7 +57,7 @@ def export(source: Path, target: Path, which: str | None = None) -> int:
     """
     require_new_folder(target)
     state, encoder, run = load_trained(source, which)
-    write_export(encoder, state, run, target)
+    write_export(encoder, state, run, target, replaces=False)
     return state.step
 
 

@@ -8,6 +8,7 @@ many of the nearest neighbours it keeps is measured on sentences of the user's. 
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,7 +31,7 @@ from simcse_train.encoders.encoder import Encoder
 from simcse_train.encoders.pooling import pool
 from simcse_train.encoders.saving import save_encoder
 from simcse_train.encoders.weights import model_class
-from simcse_train.errors import InputError, SaveError
+from simcse_train.errors import InputError, SaveError, one_line
 from simcse_train.evaluation.geometry import neighbours_kept
 from simcse_train.export.folder import PROBES, load_saved_encoder, load_trained, require_new_folder
 from simcse_train.export.model_card import model_card
@@ -224,17 +225,22 @@ def _write_graph(folder: Path, graph: Path) -> None:
     dynamic = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     with warnings.catch_warnings(), _quiet("torch.onnx"), torch.inference_mode(mode=False), torch.no_grad():
         warnings.simplefilter("ignore")  # of the exporter, about its own parts
-        torch.onnx.export(
-            _States(model),
-            (ids, mask),
-            str(graph),
-            input_names=list(names),
-            output_names=["last_hidden_state"],
-            dynamic_shapes=dict.fromkeys(names, dynamic),
-            dynamo=True,
-            external_data=False,
-            verbose=False,
-        )
+        try:
+            torch.onnx.export(
+                _States(model),
+                (ids, mask),
+                str(graph),
+                input_names=list(names),
+                output_names=["last_hidden_state"],
+                dynamic_shapes=dict.fromkeys(names, dynamic),
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+        except Exception as error:  # the exporter does not know every model's parts
+            reason = re.sub("\x1b\\[[0-9;]*m", "", one_line(error))  # without its colours
+            kind = model.config.model_type
+            raise SaveError(f"torch can't make a graph of an encoder of the type {kind} ({reason})") from None
 
 
 @contextmanager

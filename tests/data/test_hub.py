@@ -123,8 +123,8 @@ def test_a_text_on_the_hub_is_trained_on_and_the_run_goes_on_without_it(tiny: Pa
     pinned = f"hf://datasets/someone/tiny@{REVISION}"
     assert make_config(read_settings(run / "config.yaml")).data == [pinned]
     assert f"`{pinned}`: 20 lines" in (run / "encoder" / "README.md").read_text(encoding="utf-8")
-    unpinned_text = ("--data", "hf://datasets/someone/tiny")
-    longer = simcse_train(endpoint, tmp_path / "home", "--resume", run, "--epochs", 2, *unpinned_text)
+    named_again = ("--data", "hf://datasets/someone/tiny@main")
+    longer = simcse_train(endpoint, tmp_path / "home", "--resume", run, "--epochs", 2, *named_again)
     assert longer.returncode == 0, longer.stderr
     assert make_config(read_settings(run / "config.yaml")).data == [pinned]
     assert "the hub can't be asked (" in longer.stdout + longer.stderr

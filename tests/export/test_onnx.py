@@ -90,6 +90,17 @@ def test_a_graph_that_differs_is_not_put_in_place(tiny: Path, tmp_path: Path, mo
     assert not (tmp_path / "out").exists()
 
 
+def test_a_model_that_the_exporter_does_not_know_is_named(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("\x1b[96mno such part\x1b[0m")
+
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    with pytest.raises(SaveError, match=r"torch can't make a graph of an encoder of the type bert \(no such part\)"):
+        export_onnx(tiny, tmp_path / "out")
+
+
 def test_an_encoder_that_reads_padding_is_refused_before_a_graph_is_made(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="depend on the padding beside a sentence"):
         export_onnx(make_member("fnet", tmp_path / "fnet"), tmp_path / "out")
@@ -137,11 +148,11 @@ def test_the_card_says_what_of_the_encoder_is_not_in_the_graph(tiny: Path, tmp_p
     export_onnx(model, tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert 'The prompt `"the dog: "` stands before every sentence.' in card
-    assert "pooled with `mean`, then passed through `2_Dense` of this folder, and" in card
+    assert "pooled with `mean`, then passed through `2_Dense` of this folder,\nand embeddings" in card
     assert (tmp_path / "out" / "2_Dense" / "model.safetensors").exists()
     export_onnx(tiny, tmp_path / "plain")
     card = (tmp_path / "plain" / "README.md").read_text(encoding="utf-8")
-    assert "pooled with `cls`, and\nembeddings are compared by cosine.\n" in card
+    assert "pooled with `cls`,\nand embeddings are compared by cosine.\n" in card
 
 
 def test_a_text_is_cut_on_the_side_on_which_the_encoder_cuts(tiny: Path, tmp_path: Path) -> None:
