@@ -19,7 +19,8 @@ from simcse_train.randomness import seeded
 # Encoder-decoders whose encoder has a class of its own.
 ENCODERS = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"}
 # What older releases of transformers saved and the present one computes: positions, and masks of causal attention.
-COMPUTED = ("position_ids", "token_type_ids", "inv_freq", "attn.bias", "attn.masked_bias")
+COMPUTED = ("position_ids", "token_type_ids", "inv_freq", "attn.bias", "attn.attention.bias", "masked_bias")
+COPY = "embeddings._weight"  # in the files of DeBERTa v3, beside the `weight` that is used
 
 
 def model_class(config: PretrainedConfig) -> Any:
@@ -73,7 +74,10 @@ def _unused(model: PreTrainedModel, surplus: Iterable[str]) -> list[str]:
     return sorted(
         key
         for key in found
-        if key.split(".", 1)[0] in parts and key not in buffers and not key.endswith(COMPUTED) and "pooler" not in key
+        if key.split(".", 1)[0] in parts
+        and key not in buffers
+        and not key.endswith((*COMPUTED, COPY))
+        and "pooler" not in key
     )
 
 

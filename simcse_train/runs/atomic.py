@@ -112,7 +112,7 @@ def remove_leftovers(folder: Path) -> None:
         with contextlib.suppress(OSError):
             _restore(old, old.with_name(old.name[1:].removesuffix(REPLACED)))
     for partial in folder.glob(f".*{PARTIAL}"):
-        with contextlib.suppress(InUse):  # a report that is just being written
+        with contextlib.suppress(InUse, FileNotFoundError):  # a report that is just being written, or is finished
             os.close(_open_alone(partial, partial, os.O_RDONLY))
             _remove(partial)
 

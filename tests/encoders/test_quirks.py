@@ -452,6 +452,7 @@ def test_positions_and_heads_that_older_releases_saved_are_no_surplus(tmp_path: 
         **{
             "embeddings.position_ids": torch.arange(64)[None],
             "bert.embeddings.token_type_ids": torch.zeros(1, 64, dtype=torch.long),
+            "bert.embeddings.word_embeddings._weight": torch.ones(64, 32),
             "cls.predictions.transform.dense.weight": torch.ones(32, 32),
         },
     )
