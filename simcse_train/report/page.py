@@ -82,6 +82,7 @@ def render(summaries: Sequence[Summary]) -> str:
         .render(
             title=f"Run {summaries[0].run.name}" if len(summaries) == 1 else f"{len(summaries)} runs side by side",
             summaries=summaries,
+            names=names_of([summary.run for summary in summaries]),
             one=summaries[0] if len(summaries) == 1 else None,
             measures=measures,
             curves=[(name, Markup(plots.curves(summaries, name))) for name in measures if has_curve(summaries, name)],
@@ -95,6 +96,15 @@ def render(summaries: Sequence[Summary]) -> str:
             runs=plots.RUNS,
         )
     )
+
+
+def names_of(runs: Sequence[Path]) -> list[str]:
+    """Return the names of runs, each with as many of the folders above as tell all of them apart."""
+    for count in range(1, max(len(run.parts) for run in runs)):
+        names = ["/".join(run.parts[-count:]) for run in runs]
+        if len(set(names)) == len(names):
+            return names
+    return [str(run) for run in runs]
 
 
 def has_curve(summaries: Sequence[Summary], measure: str) -> bool:

@@ -58,7 +58,7 @@ def test_a_result_that_cannot_be_written_is_said_in_a_line(text: Path, tiny: Pat
 
 def test_closed_standard_input_is_an_empty_one(tiny: Path, text: Path, tmp_path: Path) -> None:
     for arguments, status, message in (
-        (["--data", "-", "--model", tiny, "--output", tmp_path / "run"], 2, "holds no sentence"),
+        (["--data", "-", "--model", tiny, "--output", tmp_path / "run"], 2, "standard input is empty"),
         (["encode", tiny, "-", tmp_path / "rows.npy"], 2, "standard input is empty"),
         (["search", tiny, "--data", text], 0, ""),
     ):

@@ -17,7 +17,7 @@ from simcse_train.errors import InputError, Stopped
 from simcse_train.evaluation.geometry import alignment, look
 from simcse_train.export.folder import load_saved_encoder
 from simcse_train.report import page
-from simcse_train.report.page import report_at_end, write_report
+from simcse_train.report.page import names_of, report_at_end, write_report
 from simcse_train.report.summary import summarise
 from simcse_train.runs.folder import METRICS
 from simcse_train.runs.metrics import read_metrics
@@ -151,6 +151,15 @@ def test_runs_side_by_side_show_what_differs(browser: Any, hostile_run: Path, tm
     assert "0.0001" in text
     assert "temperature" not in text  # the same in both
     assert browser.get_log("browser") == []
+
+
+def test_runs_of_one_name_are_told_apart_by_the_folders_above(hostile_run: Path, tmp_path: Path) -> None:
+    runs = [Path(shutil.copytree(hostile_run, tmp_path / above / "run")) for above in ("first", "second")]
+    shown = write_report(runs).read_text(encoding="utf-8")
+    for name in ("first/run", "second/run"):
+        assert shown.count(f"<bdi>{name}</bdi>") == 2  # above the measures and above the settings
+    assert names_of([Path("a/run"), Path("a/run")]) == ["a/run", "a/run"]
+    assert names_of([Path("a/x"), Path("b/y")]) == ["x", "y"]
 
 
 def test_neighbours_that_changed_are_marked_and_the_rest_is_not(hostile_run: Path) -> None:
