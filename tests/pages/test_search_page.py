@@ -215,4 +215,6 @@ def test_an_encoder_alone_marks_nothing(sides: list[SearchedSide]) -> None:
 def test_the_page_reads_its_text_in_the_encoding_given(capsys: Any, tiny: Path, text: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:  # so that the command ends if it ignores the encoding
         serve = ("--serve", "--port", str(taken.getsockname()[1]))
-        assert "is valid UTF-8, not --encoding utf-32" in refused(capsys, "search", tiny, "--data", text, "--encoding", "utf-32", *serve)
+        assert "is valid UTF-8, not --encoding utf-32" in refused(
+            capsys, "search", tiny, "--data", text, "--encoding", "utf-32", *serve
+        )
