@@ -46,8 +46,7 @@ def find_files(data: Iterable[str], option: str = "--data") -> list[Path]:
             elif path.exists():
                 files, hint = [path], ""
             else:
-                matches = glob.glob(str(path), recursive=True)  # noqa: PTH207 (also absolute patterns)
-                files = sorted(inner for match in matches for inner in _behind(Path(match), option))
+                files = sorted(inner for match in _matches(path) for inner in _behind(match, option))
                 hint = "there is no such file"
                 if glob.has_magic(str(path)):
                     hint += ", nor one that matches it as a pattern"
@@ -64,11 +63,18 @@ def find_files(data: Iterable[str], option: str = "--data") -> list[Path]:
 def say_left_out(data: Iterable[str]) -> None:
     """Log how many files of the folders in `data` are left out, since their names do not end as those of texts do."""
     for entry in data:
-        folder = Path(entry).expanduser()
-        if entry.startswith(hub.PREFIX) or not folder.is_dir() or is_saved_data_set(folder):
-            continue
-        others = [path for path in _below(folder) if path.is_file() and not has_text_ending(path)]
-        others = [path for path in others if _is_the_users(path, folder)]
+        path = Path(entry).expanduser()
+        matches = [] if entry.startswith(hub.PREFIX) else [path] if path.exists() else _matches(path)
+        others = sorted(
+            {
+                inner
+                for folder in matches
+                if folder.is_dir() and not is_saved_data_set(folder)
+                for inner in _below(folder)
+                if inner.is_file() and not has_text_ending(inner) and _is_the_users(inner, folder)
+            }
+            - set(matches)
+        )  # a file that a pattern matches is read, whatever its ending
         if others:
             which = (
                 f"{len(others)} files are left out, such as {others[0]}" if others[1:] else f"{others[0]} is left out"
@@ -125,6 +131,10 @@ def open_file(path: Path, option: str = "--data") -> BinaryIO:
         raise InputError(
             f"{option} {path} can't be read: {error.strerror}. Check the path and its permissions."
         ) from None
+
+
+def _matches(pattern: Path) -> list[Path]:
+    return [Path(match) for match in glob.glob(str(pattern), recursive=True)]  # noqa: PTH207 (also absolute patterns)
 
 
 def _behind(match: Path, option: str) -> list[Path]:

@@ -179,6 +179,19 @@ def test_files_of_a_folder_that_are_left_out_are_said(tmp_path: Path, caplog: py
     assert [f"2 files are left out, such as {tmp_path / 'b.text'}" in line for line in caplog.messages] == [True]
 
 
+def test_what_is_left_out_of_a_folder_behind_a_pattern_is_said_too(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "2020-01").mkdir()
+    for name in ("2020-01/a.txt", "2020-01/b.text", "2020-02.text"):
+        (tmp_path / name).write_text("text\n")
+    pattern = str(tmp_path / "2020-*")
+    assert find_files([pattern]) == [tmp_path / "2020-01" / "a.txt", tmp_path / "2020-02.text"]
+    with caplog.at_level(logging.INFO):
+        say_left_out([pattern])
+    assert [f"{tmp_path / '2020-01' / 'b.text'} is left out" in line for line in caplog.messages] == [True]
+
+
 def table(mark: str) -> bytes:
     return "".join(f"{number}{mark}{text}\n" for number, text in (("id", "text"), (1, "a, b"), (2, "c d"))).encode()
 

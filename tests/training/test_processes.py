@@ -29,8 +29,8 @@ from simcse_train.training import monitor
 from tests.launch import command_line, finish, launch, run
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
-# Rounding may exchange two of the 483 pairs whose cosines are nearly equal, each time up to 0.005 points of Spearman.
-EXCHANGES = 0.02
+# Points of Spearman by which rounding may change it: it exchanges two of the 483 pairs whose cosines are nearly equal.
+EXCHANGE = 0.0052
 RUNS: dict[str, dict[str, Any]] = {
     "plain": {"max_steps": 30, "warmup_ratio": 0.1, "eval": EXAMPLES / "pairs.tsv"},
     "parts": {"micro_batch_size": 3, "max_steps": 16},  # 16 steps pass the last short batch of an epoch
@@ -81,7 +81,7 @@ def measures(run: Path) -> list[dict[str, float]]:
 
 def nearly(measured: dict[str, float]) -> dict[str, Any]:
     return {
-        name: pytest.approx(value, rel=0 if name == "score" else 1e-3, abs=EXCHANGES if name == "score" else 1e-5)
+        name: pytest.approx(value, rel=0 if name == "score" else 1e-3, abs=4 * EXCHANGE if name == "score" else 1e-5)
         for name, value in measured.items()
     }
 
@@ -142,7 +142,7 @@ def test_processes_evaluate_together_and_one_prints(tiny: Path, tmp_path: Path) 
     screens = [(tmp_path / f"{processes}.txt").read_text().splitlines() for processes in (1, 2)]
     assert screens[1][:-1] == screens[0][:-1]
     alone, together = (json.loads(screen[-1])["pairs"] for screen in screens)
-    assert together == {**alone, "score": pytest.approx(alone["score"], abs=EXCHANGES)}
+    assert together == {**alone, "score": pytest.approx(alone["score"], abs=EXCHANGE)}
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
