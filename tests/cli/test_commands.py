@@ -186,18 +186,19 @@ def test_the_first_step_does_not_wait_for_what_only_clusters_and_labels_need(tex
     late = ["scipy.stats", "sklearn"]
     code = f"""
 import sys
-from simcse_train import TrainConfig, train
+from simcse_train.cli import main
 from simcse_train.training.loop import Trainer
 first_step = Trainer.train_step
 def step(*arguments):
     print([name for name in {late} if name in sys.modules])
     return first_step(*arguments)
 Trainer.train_step = step
-settings = TrainConfig(data={str(text)!r}, output=sys.argv[1], max_steps=1, device="cpu", kernels="off")
-train(settings)
-print([name for name in {late} if name in sys.modules])
+try:
+    main()
+finally:
+    print([name for name in {late} if name in sys.modules])
 """
-    command = [sys.executable, "-c", code]
+    command = [sys.executable, "-c", code, "--data", str(text), "--max-steps", "1", "--device", "cpu", "--output"]
     shown = [
         subprocess.run([*command, str(tmp_path / run)], capture_output=True, text=True, check=True).stdout.splitlines()
         for run in ("new", "again")
