@@ -116,8 +116,9 @@ def _fit(trainer: Trainer, stop: StopRequests) -> Run:
 
 
 def _as_begun(config: TrainConfig, encoder: Encoder | None) -> dict[str, Any]:
-    """Return the settings that were given: a run with others was there before the launcher, and isn't continued."""
-    return config.model_dump(exclude=None if encoder is None else {"model"})  # of one that is given the run has a copy
+    """Return the settings as given. If those of the run in the folder differ, it is another run, from before."""
+    # The settings of a run name its own copy of an encoder that is given.
+    return config.model_dump(exclude=None if encoder is None else {"model"})
 
 
 def _only_writer(run: Path) -> AbstractContextManager[None]:
